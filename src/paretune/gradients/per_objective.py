@@ -1,0 +1,25 @@
+"""The m gradients by m backward passes: the plain meaning, for any module and any loss, and the oracle of `single_pass`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paretune.gradients.stack import GradientStack
+
+
+def per_objective(losses: Tensor, stack: GradientStack) -> None:
+    """Adds the gradient of each loss to the stack, by one backward pass each.
+
+    Args:
+        losses: (m,) scalars of one graph. A loss that is a function of response log-probabilities may be given by its
+            slopes: sum_r slopes[i, r] * outputs[r] has the same gradient.
+        stack: receives the m gradients.
+    """
+    parameters = list(stack.parameters.values())
+    for i, loss in enumerate(losses):
+        last = i + 1 == len(losses)
+        grads = torch.autograd.grad(loss, parameters, retain_graph=not last, allow_unused=True)
+        for name, grad in zip(stack.parameters, grads, strict=True):
+            if grad is not None:
+                stack.add(name, i, grad)
