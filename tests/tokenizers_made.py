@@ -3,8 +3,8 @@
 Every function returns a new fast tokenizer that survives `save_pretrained` and `AutoTokenizer.from_pretrained`. The
 templates are ours, written to show the traits of their families and nothing else: ChatML (a newline after the end of
 turn, no BOS), Qwen3 (an empty thought before the last answer), a thinking generation prompt, Llama-3 (BOS in the
-template, special headers), Gemma (BOS, system text merged into the first user turn, alternation enforced, an end of turn
-that is not the tokenizer's EOS), and a plain one without any end of turn.
+template, special headers), Gemma (BOS, system text merged into the first user turn, alternation enforced, turns that do
+not end with the tokenizer's EOS), and a plain one without any end of turn.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def thinking() -> PreTrainedTokenizerFast:
 
 
 def llama3() -> PreTrainedTokenizerFast:
-    """Llama-3-like: BOS both from the template and from the tokenizer's own post-processor, EOS `<|eot_id|>`, no pad."""
+    """Llama-3-like: BOS from the template and from the tokenizer's post-processor, EOS `<|eot_id|>`, no pad."""
     special = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
     return _byte_bpe(special, [], "<|begin_of_text|>", "<|eot_id|>", None, LLAMA3, 420, True)
 

@@ -23,6 +23,8 @@ from paretune.errors import InputError
 
 __all__ = ["TokenReport", "common_prefix", "pad_id", "tokenize_comparisons"]
 
+MEANING = 1  # part of the cache's key: raise it with every change of what the columns hold
+
 
 class Scheme(NamedTuple):
     """How this tokenizer and these rows are to be tokenized: found once, used for every row."""
@@ -86,7 +88,7 @@ def tokenize_comparisons(
         num_proc=num_proc,
         # Our own fingerprint: a fast tokenizer's pickle changes with the padding that its last call left in it, so the
         # one that datasets would make of it misses its cache.
-        new_fingerprint=Hasher.hash([rows._fingerprint, _tokenizer_key(tokenizer), names, max_length, "1"]),
+        new_fingerprint=Hasher.hash([rows._fingerprint, _tokenizer_key(tokenizer), names, max_length, MEANING]),
         desc="Tokenizing",
     )
     report = sum_up(mapped, tokenizer, max_length, scheme.context, lambda index: _parting(rows, index, scheme))
