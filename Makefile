@@ -39,7 +39,8 @@ clean: ## remove caches and build outputs; .venv stays
 # The stamp is written last, so an interrupted installation is taken up again; an environment without a stamp is installed
 # into as it is. pip leaves alone what already has the pinned version.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "installing what constraints.txt pins into .venv (PyTorch is large: one to several minutes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 $(BIN)/python:
