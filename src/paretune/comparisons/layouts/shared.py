@@ -1,0 +1,160 @@
+"""What every layout uses: its options, one record at a time, and the choice of pairs among scored responses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from paretune.comparisons.rows import BadRow
+from paretune.comparisons.sources import Item
+
+PAIR_CHOICES = ("all", "best-worst", "pareto", "conflict")
+CHOSEN = "chosen"  # the label of a layout that only says which response is the better one
+
+
+@dataclass
+class LayoutOptions:
+    """What a layout may be told.
+
+    Attributes:
+        columns: label fields asked for by objectives, beyond those the layout knows.
+        needs_labels: False when every objective is a rule, so that rows without preferences are fine.
+        conversational: the caller will turn plain text into messages; a layout then leaves its text markers out.
+        ties: what no difference means where it may also mean "no opinion": "missing", "equal" or "release".
+        pairs: which pairs of K scored responses become rows, one of `PAIR_CHOICES`.
+        max_pairs: most pairs per prompt, kinds kept; None is no limit.
+        seed: decides which pairs stay under `max_pairs`.
+        facts: counts that the layout adds for the report.
+    """
+
+    columns: frozenset[str] = frozenset()
+    needs_labels: bool = True
+    conversational: bool = False
+    ties: str = "missing"
+    pairs: str = "all"
+    max_pairs: int | None = None
+    seed: int = 0
+    facts: Counter[str] = field(default_factory=Counter)
+
+
+def each(records: Iterator[Item], make: Callable[[dict[str, Any]], Sequence[dict[str, Any]]]) -> Iterator[Item]:
+    """The rows that `make` builds from each record alone; findings pass through."""
+    for where, record in records:
+        if isinstance(record, BadRow):
+            yield where, record
+            continue
+        try:
+            rows = make(record)
+        except BadRow as bad:
+            yield where, bad
+        else:
+            yield from ((where, row) for row in rows)
+
+
+def need(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...], expected: str) -> Any:
+    """A field that must be there with one of these types, else a finding that names it."""
+    if record.get(name) is None:
+        raise BadRow("missing field", field=name, expected=expected, found=sorted(record))
+    if not isinstance(record[name], kind) or isinstance(record[name], bool):
+        raise BadRow("wrong type", field=name, expected=expected, found=record[name])
+    return record[name]
+
+
+def number_or_none(value: Any, name: str) -> float | None:
+    """A score; None, NaN and the text "N/A" are missing.
+
+    Raises:
+        BadRow: neither a number nor text that spells one.
+    """
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "n/a", "na", "none")):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.inf
+    if math.isinf(number) or isinstance(value, bool):
+        raise BadRow("bad score", field=name, expected="a finite number or null", found=value)
+    return None if math.isnan(number) else number
+
+
+def carried(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The optional fields that a row keeps as they are."""
+    return {name: record[name] for name in ("id", "group", "reference") if record.get(name) is not None}
+
+
+def preference(score_a: float | None, score_b: float | None) -> float | None:
+    """A hard label from two scores: 1, 0, 0.5 when they are equal, None when one is missing."""
+    if score_a is None or score_b is None:
+        return None
+    return 0.5 if score_a == score_b else float(score_a > score_b)
+
+
+def scored_rows(
+    prompt: Any, responses: Sequence[Any], scores: Mapping[str, Sequence[float | None]],
+    options: LayoutOptions, extra: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Rows of one prompt from K responses with one score per objective: the chosen pairs, labelled by difference."""
+    rows = []
+    for i, j in choose_pairs(scores, len(responses), options, key=prompt):
+        labels = {name: preference(values[i], values[j]) for name, values in scores.items()}
+        row = {"prompt": prompt, "response_a": responses[i], "response_b": responses[j], "preferences": labels, **extra}
+        if "id" in row:
+            row["id"] = f"{row['id']}:{i}-{j}"
+        rows.append(row)
+    return rows
+
+
+def choose_pairs(
+    scores: Mapping[str, Sequence[float | None]], count: int, options: LayoutOptions, key: Any
+) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of `count` responses.
+
+    all: every pair. best-worst: for each objective its best against its worst. pareto: one response is at least as good
+    for every objective and better for one. conflict: two objectives disagree about the pair.
+    """
+
+    def signs(pair: tuple[int, int]) -> tuple[float, ...]:
+        labels = (preference(values[pair[0]], values[pair[1]]) for values in scores.values())
+        return tuple(0.0 if label is None else 2 * label - 1 for label in labels)
+
+    pairs = list(itertools.combinations(range(count), 2))
+    if options.pairs == "best-worst":
+        wanted = set()
+        for values in scores.values():
+            known = [(value, -index) for index, value in enumerate(values) if value is not None]
+            if known and max(known)[0] > min(known)[0]:
+                best, worst = -max(known)[1], -min(known)[1]
+                wanted.add((min(best, worst), max(best, worst)))
+        pairs = [pair for pair in pairs if pair in wanted]
+    elif options.pairs == "pareto":
+        pairs = [pair for pair in pairs if (s := set(signs(pair))) - {0.0} and len(s - {0.0}) == 1]
+    elif options.pairs == "conflict":
+        pairs = [pair for pair in pairs if {1.0, -1.0} <= set(signs(pair))]
+    return cap_pairs(pairs, signs, options, key)
+
+
+def cap_pairs(
+    pairs: list[tuple[int, int]], kind: Callable[[tuple[int, int]], Hashable], options: LayoutOptions, key: Any
+) -> list[tuple[int, int]]:
+    """At most `max_pairs` of them, taken in turn from each kind, so that a rare kind is not crowded out.
+
+    A function of the pairs, `options.seed` and `key` (the prompt) alone.
+    """
+    if options.max_pairs is None or len(pairs) <= options.max_pairs:
+        return pairs
+    name = key if isinstance(key, str) else json.dumps(key, sort_keys=True, default=str)
+    shuffled = pairs.copy()
+    random.Random(f"{options.seed} {name}").shuffle(shuffled)  # a text seed is hashed alike on every machine
+    piles: dict[Hashable, list[tuple[int, int]]] = {}
+    for pair in shuffled:
+        piles.setdefault(kind(pair), []).append(pair)
+    turns = itertools.zip_longest(*piles.values())
+    kept = [pair for turn in turns for pair in turn if pair is not None][: options.max_pairs]
+    options.facts["pairs left out by max_pairs"] += len(pairs) - len(kept)
+    return sorted(kept)
