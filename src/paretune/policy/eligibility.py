@@ -64,6 +64,8 @@ def config_reason(model: nn.Module) -> str | None:
         return f"layers of type {', '.join(sorted(map(str, other)))}"
     if any(name.rsplit(".", 1)[-1] in ("sinks", "attention_sink_bias") for name, _ in base.named_parameters()):
         return "attention has learned sinks"
+    if getattr(base, "_is_stateful", False):
+        return "the model has recurrent or state-space layers"
     if not (base._supports_attention_backend and base._supports_sdpa):
         return "its attention does not go through transformers' attention interface"
     return None
@@ -96,6 +98,8 @@ def trial_reason(model: nn.Module) -> str | None:
             seen: list[int | None] = []
             inputs["paretune_blocks"].windows_seen = seen
             ours = _hidden(base, inputs, shared)
+        except Exception as error:  # whatever a model does with a keyword it does not expect
+            return f"its forward fails on shared rows ({type(error).__name__}: {error})"
         finally:
             base.set_attn_implementation(previous)
     allowed = 3 * noise + _rounding(base) * _rms(plain)
@@ -108,8 +112,17 @@ def _rounding(base: PreTrainedModel) -> float:
     Padding alone (the measured noise) may not show it. Float32 affords a wide margin, because a wrong mask shows far
     above it; half precision does not, and there the windows that the layers report have to tell.
     """
-    eps = float(torch.finfo(base.dtype).eps)
+    eps = coarsest_eps(base)
     return (3 if eps > 1e-4 else 100) * eps * math.sqrt(base.config.num_hidden_layers)
+
+
+def coarsest_eps(base: PreTrainedModel) -> float:
+    """Relative spacing of the coarsest numbers the model computes with: its weights', or autocast's if that is on."""
+    dtypes = {parameter.dtype for parameter in base.parameters() if parameter.is_floating_point()}
+    device = next(base.parameters()).device.type
+    if torch.is_autocast_enabled(device):
+        dtypes.add(torch.get_autocast_dtype(device))
+    return max(float(torch.finfo(dtype).eps) for dtype in dtypes)
 
 
 def _trial_length(config: Any) -> int | None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from paretune.comparisons.batches import Layout, collate
 from paretune.errors import InputError
 from paretune.policy.attention import base_model, flat_inputs, shared_inputs, use_paretune_attention
-from paretune.policy.eligibility import backbone, evaluating, made_rows, shared_layout_reason
+from paretune.policy.eligibility import backbone, coarsest_eps, evaluating, made_rows, shared_layout_reason
 
 # Bytes of float32 logits that exist at once.
 _LOGITS_BYTES = 256 << 20
@@ -57,7 +57,8 @@ class ResponseLogprobs:
 def prepare_scorer(model: nn.Module, layout: str = "auto") -> Scorer:
     """Decides layout and head for a model, and sets its attention implementation where rows will be shared.
 
-    Call it once the model has its final form (adapters in place, dtype cast, on its device).
+    Call it once the model has its final form (adapters in place, dtype cast, on its device), and under the autocast it
+    will be trained with where it has weights of several dtypes.
 
     Args:
         model: a causal language model of transformers, or a PEFT wrapper of one.
@@ -194,7 +195,7 @@ def head_reason(model: nn.Module, layout: Layout) -> str | None:
         own = token_logprobs(base, batch, own_head=True)[scored]
         theirs = token_logprobs(base, batch, own_head=False)[scored]
     # Both round their logits once in the model's dtype; after that we go on in float32, where a model may round again.
-    eps = 2 * torch.finfo(base.dtype).eps + 64 * torch.finfo(own.dtype).eps
+    eps = 2 * coarsest_eps(base) + 64 * torch.finfo(own.dtype).eps
     error = (own - theirs).square().mean().sqrt()
     if error <= eps * theirs.abs().max():  # also refuses NaN
         return None
