@@ -40,7 +40,7 @@ def hinge(margins: Tensor, beta: float, objective: Objective) -> Tensor:
 
 
 def simpo(margins: Tensor, beta: float, objective: Objective) -> Tensor:
-    """SimPO: -log sigma(beta (z - gamma)), gamma being the target margin over beta. Meng et al., arXiv 2405.14734, eq. 6.
+    """SimPO: -log sigma(beta (z - gamma)), gamma the target margin over beta. Meng et al., arXiv 2405.14734, eq. 6.
 
     Its margin is reference-free and per token unless the objective says otherwise.
     """
@@ -154,6 +154,11 @@ class BatchLosses:
     labelled: Tensor
 
 
+def _detached(logps: LogProbs) -> LogProbs:
+    ref_a, ref_b = (None if t is None else t.detach().double() for t in (logps.ref_a, logps.ref_b))
+    return LogProbs(logps.a.detach().double(), logps.b.detach().double(), ref_a, ref_b, logps.tokens_a, logps.tokens_b)
+
+
 def batch_losses(objectives: Sequence[Objective], beta: float, logps: LogProbs, preferences: Tensor) -> BatchLosses:
     """Every objective's losses and slopes on one batch; the model's graph is not touched.
 
@@ -166,7 +171,7 @@ def batch_losses(objectives: Sequence[Objective], beta: float, logps: LogProbs, 
         logps: of N comparisons; `a` and `b` may carry a graph, which is left alone.
         preferences: (N, M), NaN where an objective has no opinion.
     """
-    double = LogProbs(*(None if t is None else t.detach().double() for t in vars(logps).values()))
+    double = _detached(logps)
     a, b = double.a.requires_grad_(), double.b.requires_grad_()
     rows: list[tuple[Tensor, ...]] = []
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The m gradients by m backward passes: the plain meaning, for any module and any loss, and the oracle of `single_pass`."""
+"""The m gradients by m backward passes: the plain meaning, for any module and loss, and `single_pass`'s oracle."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from paretune.gradients.stack import GradientStack, trainable_parameters
 _TRANSIENT = 1 << 28
 
 
-class RowAxisLost(RuntimeError):
+class RowAxisLost(RuntimeError):  # noqa: N818 (says what happened to the axis)
     """A layer saw an input whose first axis is not the batch's rows (tokens regrouped by expert, say)."""
 
 
@@ -68,7 +68,7 @@ class _Linear(torch.autograd.Function):
     """x W^T + b whose backward hands per-row weight gradients to the pass and returns only the gradient of x."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, anchor: Tensor, weight: Tensor, bias: Tensor | None, names: tuple, current: Pass
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -76,7 +76,7 @@ class _Linear(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         x, weight = ctx.saved_tensors
         weight_name, bias_name, transposed = ctx.names
         rows = x.shape[0]
@@ -88,7 +88,12 @@ class _Linear(torch.autograd.Function):
             current: Pass = ctx.current
             current.add(weight_name, lambda r: torch.bmm(left[r].mT, right[r]).flatten(1), rows, size)
         if bias_name:
-            ctx.current.add(bias_name, lambda r: grad_RTO[r].sum(1, dtype=torch.promote_types(grad.dtype, torch.float32)), rows, grad.shape[-1] * 4)
+            ctx.current.add(
+                bias_name,
+                lambda r: grad_RTO[r].sum(1, dtype=torch.promote_types(grad.dtype, torch.float32)),
+                rows,
+                grad.shape[-1] * 4,
+            )
         return (grad @ weight if ctx.needs_input_grad[0] else None), None, None, None, None, None
 
 
@@ -96,7 +101,7 @@ class _Embedding(torch.autograd.Function):
     """Rows of a table; per-row gradients are sparse, so each row's are summed straight into the m gradients."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, anchor: Tensor, ids: Tensor, weight: Tensor, padding: int | None, name: str, current: Pass
     ) -> Tensor:
         ctx.save_for_backward(ids)
@@ -104,18 +109,17 @@ class _Embedding(torch.autograd.Function):
         return F.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         (ids,) = ctx.saved_tensors
         slopes, stack = ctx.current.active(ids.shape[0])
         tables = stack.buffer(ctx.name).view(-1, *ctx.shape)
-        # a table's gradient is never formed per row (R x vocabulary): the tokens that occur are few
-        tokens, where = ids.unique(return_inverse=True)
+        # never formed per row, which would be R tables: each objective's is summed from its scaled signal directly
         grad_RTD = grad.reshape(ids.shape[0], -1, grad.shape[-1]).to(tables.dtype)
         if ctx.padding is not None:
             grad_RTD = grad_RTD.masked_fill((ids.reshape(ids.shape[0], -1, 1) == ctx.padding), 0.0)
         for table, slope in zip(tables, slopes.to(tables), strict=True):
             mixed = (grad_RTD * slope[:, None, None]).flatten(0, 1)
-            table.index_add_(0, tokens, mixed.new_zeros(len(tokens), mixed.shape[1]).index_add_(0, where.flatten(), mixed))
+            table.index_add_(0, ids.flatten(), mixed)
         return None, None, None, None, None, None
 
 
@@ -123,12 +127,12 @@ class _RowCopies(torch.autograd.Function):
     """A small parameter as R copies, one per row: autograd then sums each copy over its own row only."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, value: Tensor, shape: tuple, name: str, current: Pass) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, anchor: Tensor, value: Tensor, shape: tuple, name: str, current: Pass) -> Tensor:
         ctx.name, ctx.current = name, current
         return value.expand(shape).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         ctx.current.add(ctx.name, lambda r: grad[r].flatten(1), grad.shape[0], grad[0].numel() * 4)
         return None, None, None, None, None
 
@@ -157,7 +161,7 @@ class RowLayers:
                 lost.update(own.values())
             else:
                 seen.update(own.values())
-                module.forward = forward  # type: ignore[method-assign]
+                module.forward = forward
                 self._patched.append(module)
         self.uncovered = sorted(lost | (set(names.values()) - seen))
 

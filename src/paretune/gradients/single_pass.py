@@ -34,7 +34,8 @@ def single_pass(
     """
     if outputs.ndim != 1 or slopes.shape != (stack.objectives, outputs.shape[0]):
         raise ValueError(
-            f"expected outputs (R,) and slopes ({stack.objectives}, R), got {tuple(outputs.shape)}, {tuple(slopes.shape)}"
+            f"expected outputs (R,) and slopes ({stack.objectives}, R), "
+            f"got {tuple(outputs.shape)} and {tuple(slopes.shape)}"
         )
     layers.current.slopes, layers.current.stack = slopes.to(outputs.device), stack
     try:

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# Columns of a block of the Gram: float32 within it (the matrix kernels' own sums), float64 across. A kernel adds a block's
-# products one after the other, so its error grows with the block: 7e-6 of the norms at 2^18 columns, 2e-8 at 2^12.
+# Columns of a block of the Gram: float32 within it (the matrix kernels' own sums), float64 across. A kernel adds a
+# block's products one after the other, so its error grows with it: 7e-6 of the norms at 2^18 columns, 2e-8 at 2^12.
 _BLOCK = 1 << 12
 
 
@@ -37,9 +37,7 @@ class GradientStack:
         if name not in self.buffers:
             parameter = self.parameters[name]
             dtype = torch.promote_types(parameter.dtype, torch.float32)
-            self.buffers[name] = torch.zeros(
-                self.objectives, parameter.numel(), dtype=dtype, device=parameter.device
-            )
+            self.buffers[name] = torch.zeros(self.objectives, parameter.numel(), dtype=dtype, device=parameter.device)
         return self.buffers[name]
 
     def add_rows(self, name: str, slopes_MR: Tensor, rows_RP: Tensor) -> None:

@@ -1,0 +1,143 @@
+"""Loads a causal language model and its tokenizer, and makes it ready to train: dtypes, adapters, dropout."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from paretune.errors import InputError
+
+
+def check_model_path(name: str) -> None:
+    """Raises InputError, before anything is read, where a name looks like a path but no model is there."""
+    local = name.startswith((".", "/", "~")) or os.path.exists(name) or name.count("/") > 1
+    path = os.path.expanduser(name)
+    if not local:
+        return
+    if not os.path.isdir(path):
+        raise InputError("no such model directory", where="model", found=name, fix="Give a directory or a hub id.")
+    if not any(os.path.exists(os.path.join(path, f)) for f in ("config.json", "adapter_config.json")):
+        raise InputError("not a model directory", where=f"model {name}", expected="config.json in it")
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub id.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    check_model_path(name)
+    try:
+        return AutoTokenizer.from_pretrained(os.path.expanduser(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot load a tokenizer: {_first_line(error)}", where=f"model {name}") from error
+
+
+def load_policy(name: str, *, full: bool, dtype: str = "auto", quantize: bool = False) -> PreTrainedModel:
+    """The causal language model of a directory or hub id; for an adapter's directory, its base with it merged in.
+
+    Args:
+        name: directory or hub id.
+        full: all weights will train: they are loaded as float32, whatever the checkpoint's dtype, because bfloat16 has
+            too few digits to add a learning rate's worth of change to a weight (transformers 5 would load bfloat16).
+        dtype: of a frozen base; "auto" is the checkpoint's.
+        quantize: load a frozen base in 4 bits (QLoRA; needs bitsandbytes).
+
+    Raises:
+        InputError: no such model, not a causal language model, or quantization asked for where it cannot be.
+    """
+    check_model_path(name)
+    path = os.path.expanduser(name)
+    options: dict[str, Any] = {"dtype": torch.float32 if full else _dtype(dtype)}
+    if quantize:
+        if full:
+            raise InputError("4-bit weights cannot train", fix="Add 'lora:' to train adapters on a 4-bit base.")
+        options["quantization_config"] = _four_bits(_dtype(dtype))
+    try:
+        if os.path.exists(os.path.join(path, "adapter_config.json")):
+            base = AutoModelForCausalLM.from_pretrained(
+                PeftConfig.from_pretrained(path).base_model_name_or_path, **options
+            )
+            return PeftModel.from_pretrained(base, path).merge_and_unload()
+        if AutoConfig.from_pretrained(path).is_encoder_decoder:
+            raise InputError("an encoder-decoder model", where=f"model {name}", expected="a causal language model")
+        return AutoModelForCausalLM.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot load the model: {_first_line(error)}", where=f"model {name}") from error
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return "auto"
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
+    if dtype is None:
+        raise InputError("bad dtype", expected="auto, float32, bfloat16 or float16", found=name)
+    return dtype
+
+
+def _four_bits(dtype: Any) -> BitsAndBytesConfig:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise InputError("4-bit loading needs bitsandbytes", fix="pip install 'paretune[quant]'.") from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def prepare_policy(
+    model: nn.Module, peft_config: PeftConfig | None, *, disable_dropout: bool
+) -> tuple[nn.Module, list[str]]:
+    """The model ready to train, and what had to be said about it.
+
+    Adapters are added where asked for; trained weights become float32 and a frozen base keeps its dtype; the model's
+    own dropout is switched off (the reference has none, so margins would not start at 0), an adapter's is kept.
+
+    Raises:
+        InputError: nothing would train.
+    """
+    notices: list[str] = []
+    if disable_dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout) and module.p > 0 and not isinstance(model, PeftModel):
+                module.p = 0.0
+    if peft_config is not None:
+        if isinstance(model, PeftModel):
+            raise InputError("a peft_config for a model that already has adapters", fix="Leave peft_config out.")
+        if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        try:
+            model = get_peft_model(model, peft_config)
+        except ValueError as error:
+            raise InputError(f"the adapter does not fit the model: {_first_line(error)}", where="lora") from error
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError("nothing to train", expected="at least one parameter that requires gradients")
+    half = [p for p in trained if p.dtype in (torch.float16, torch.bfloat16)]
+    for parameter in half:
+        parameter.data = parameter.data.float()
+    if half:
+        notices.append(f"{len(half)} trained parameters were made float32; frozen ones keep their dtype")
+    return model, notices

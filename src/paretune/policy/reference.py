@@ -1,0 +1,141 @@
+"""The reference policy's log-probabilities: adapters off, a frozen copy, or computed once and cached on disk."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from paretune.errors import InputError
+from paretune.policy.logprobs import Scorer, response_logprobs
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Which model is the reference, and how it is reached.
+
+    `kind` is "adapter" (the policy with its adapters off), "copy" (a model of its own, frozen), or "none" (every
+    objective is reference-free). Columns ref_a, ref_b of a batch, where present, stand for the model.
+    """
+
+    kind: str
+    model: nn.Module | None = None
+    scorer: Scorer | None = None
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, as it was before afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model as it is now that will not train."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def reference_logprobs(reference: Reference, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """log pi_ref of both sides, (N,) each, in nats and float32 at least; None where there is no reference."""
+    if reference.kind == "none":
+        return None
+    if "ref_a" in batch:
+        return batch["ref_a"], batch["ref_b"]
+    model, scorer = reference.model, reference.scorer
+    if model is None or scorer is None:
+        raise ValueError("a reference without a model needs the columns ref_a and ref_b")
+    adapters_off: Any = model.disable_adapter() if reference.kind == "adapter" else nullcontext()  # type: ignore[operator]
+    with frozen(model), adapters_off:
+        scores = response_logprobs(model, batch, scorer)
+    return scores.logp_a, scores.logp_b
+
+
+def check_reference(policy: nn.Module, reference: nn.Module) -> None:
+    """Raises InputError where the two models cannot have been trained on the same tokens."""
+    sizes = [_vocabulary(model) for model in (policy, reference)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            "the reference model does not match the policy",
+            where="ref_model",
+            expected=f"a vocabulary of {sizes[0]} tokens",
+            found=f"one of {sizes[1]}",
+            fix="The reference is the model that training starts from; leave ref_model out to use it.",
+        )
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def precompute(
+    reference: Reference, batches: Iterable[dict[str, Tensor]], rows: int, context: Callable[[], Any]
+) -> tuple[Tensor, Tensor]:
+    """The reference's log-probabilities of a whole data set, (rows,) float64 each, by the batches' `position`.
+
+    Args:
+        reference: of kind "adapter" or "copy".
+        batches: each with `position` (N,), the rows' places in the data set.
+        rows: how many there are.
+        context: entered around each forward pass (autocast).
+    """
+    ref_a, ref_b = (torch.full((rows,), float("nan"), dtype=torch.float64) for _ in range(2))
+    for batch in batches:
+        with context():
+            scores = reference_logprobs(reference, batch)
+        if scores is None:
+            raise ValueError("nothing to precompute without a reference")
+        place = batch["position"].cpu()
+        ref_a[place], ref_b[place] = scores[0].double().cpu(), scores[1].double().cpu()
+    return ref_a, ref_b
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A digest of a model's weights: names, shapes, dtypes, sums, and 64 entries of each tensor.
+
+    Sums are taken over every entry, so any change to a weight changes it up to rounding of that sum; hashing all bytes
+    of a large model would take longer than a step.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        flat = tensor.detach().reshape(-1)
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if flat.numel():
+            sample = flat[:: max(1, flat.numel() // 64)][:64].double()
+            sums = torch.stack([flat.sum(dtype=torch.float64), flat.abs().sum(dtype=torch.float64)])
+            digest.update(torch.cat([sample, sums]).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_path(settings: dict[str, Any]) -> Path:
+    """Where reference log-probabilities of these settings are cached: a file named after their digest."""
+    root = Path(os.environ.get("PARETUNE_CACHE", Path.home() / ".cache" / "paretune"))
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
+    return root / "reference" / f"{digest}.safetensors"
+
+
+def cached(path: Path, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The pair from the file where it exists, else computed and written (whole or not at all)."""
+    if path.exists():
+        stored = load_file(path)
+        return stored["ref_a"], stored["ref_b"]
+    ref_a, ref_b = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    save_file({"ref_a": ref_a, "ref_b": ref_b}, partial)
+    partial.replace(path)
+    return ref_a, ref_b

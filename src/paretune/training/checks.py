@@ -1,0 +1,80 @@
+"""What cannot be right in a run of ours is an error at its start, never ignored."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from paretune.errors import InputError
+
+_ONE_BY_ONE = "the optimizer steps parameters during the backward pass, before gradients can be combined"
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Raises InputError for settings of `TrainingArguments` under which the combined gradient would be wrong."""
+    refused: list[tuple[bool, str, str, str]] = [
+        (args.fp16, "fp16", "its loss scaler rescales one loss; here there are several", "Use bf16."),
+        (
+            args.label_smoothing_factor != 0,
+            "label_smoothing_factor",
+            "it smooths token labels",
+            "Give soft preferences.",
+        ),
+        ("layerwise" in str(args.optim) or "lomo" in str(args.optim), "optim", _ONE_BY_ONE, "Choose adamw_torch."),
+        (bool(args.deepspeed), "deepspeed", "its engine owns gradients", "Run with torchrun (plain data parallel)."),
+        (bool(args.fsdp), "fsdp", "sharded gradients are not combined yet", "Run with torchrun (plain data parallel)."),
+        (args.use_liger_kernel, "use_liger_kernel", "a fused loss hides the log-probabilities", "Leave it out."),
+        (args.torch_compile, "torch_compile", "compiled layers do not give gradients per row", "Leave it out."),
+        (
+            args.auto_find_batch_size,
+            "auto_find_batch_size",
+            "it changes which rows make a step",
+            "Set the batch sizes.",
+        ),
+        (args.train_sampling_strategy != "random", "train_sampling_strategy", "steps are drawn by us", "Leave it out."),
+        (args.parallelism_config is not None, "parallelism_config", "tensor or context parallel", "Leave it out."),
+    ]
+    for wrong, name, reason, fix in refused:
+        if wrong:
+            raise InputError(f"{name} does not work with several objectives: {reason}", fix=fix)
+    for kwargs in (args.activation_checkpointing_kwargs, args.gradient_checkpointing_kwargs):
+        if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+            raise InputError(
+                "use_reentrant=True loses gradients per row", where="checkpointing", fix="Set it to false."
+            )
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs in one process (DataParallel) would lose gradients",
+            fix="Start one process per GPU with torchrun, or choose one with CUDA_VISIBLE_DEVICES.",
+        )
+
+
+def check_output(output_dir: str) -> None:
+    """Raises InputError where the run could not write what it leaves."""
+    path = Path(output_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write there: {error.strerror or error}", where=f"output_dir {output_dir}", fix="Choose another."
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise InputError("cannot write there", where=f"output_dir {output_dir}", fix="Choose another.")
+
+
+def check_tokens(model: Any, tokenizer: Any) -> None:
+    """Raises InputError where the tokenizer writes tokens that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise InputError(
+            "the tokenizer does not belong to the model",
+            expected=f"at most {rows} tokens",
+            found=f"{len(tokenizer)}",
+            fix="Use the model's own tokenizer, or resize its embeddings first.",
+        )

@@ -1,0 +1,97 @@
+"""The configuration of a run: `transformers.TrainingArguments` and what multi-objective alignment adds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from paretune.combine import COMBINERS
+from paretune.errors import InputError
+
+_CHOICES = {
+    "layout": ("auto", "shared", "flat"),
+    "gradient_mode": ("auto", "single_pass", "per_objective"),
+    "normalize": ("step", "dataset"),
+}
+
+
+@dataclass
+class RACOConfig(TrainingArguments):
+    """Every field of `TrainingArguments` works, and these; defaults follow the paper (arXiv 2602.02495, section 5).
+
+    Raises:
+        InputError: a value outside its range, before anything is loaded.
+    """
+
+    output_dir: str = field(default="paretune-run", metadata={"help": "Where the run writes all it leaves."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate; LoRA usually wants 10x more."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Comparisons per device and micro-batch."})
+    gradient_accumulation_steps: int = field(default=8, metadata={"help": "Micro-batches per optimizer step."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: a share of the run below 1, else steps."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between logged lines."})
+    train_sampling_strategy: str = field(default="random", metadata={"help": "Only 'random': steps are stratified."})
+
+    combiner: str = field(default="raco", metadata={"help": f"How gradients combine: {', '.join(COMBINERS)}."})
+    c: float = field(default=0.4, metadata={"help": "Radius of the correction in units of ||g_0||, in [0, 1)."})
+    clip: bool = field(default=True, metadata={"help": "Clip the dual coefficients by the weights (RACO)."})
+    tau: float = field(default=1e-5, metadata={"help": "Relative noise of the gradients, for ties in the dual."})
+    beta: float = field(default=0.2, metadata={"help": "Inverse temperature of objectives without one of their own."})
+    normalize: str = field(
+        default="step",
+        metadata={"help": "Mean of a loss over its labels in the 'step', or over the expected count ('dataset')."},
+    )
+    normalize_gradients: bool = field(
+        default=False, metadata={"help": "Scale the objectives' gradients to one norm before they are combined."}
+    )
+    layout: str = field(default="auto", metadata={"help": "'shared' computes a prompt once; 'flat' twice; 'auto'."})
+    gradient_mode: str = field(
+        default="auto", metadata={"help": "'single_pass' for all objectives, 'per_objective' one each, or 'auto'."}
+    )
+    max_length: int | None = field(
+        default=2048, metadata={"help": "Tokens of prompt and response; prompts are cut from the left to fit."}
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False, metadata={"help": "Score the reference once before training, cached on disk."}
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Switch off the model's own dropout (an adapter's stays as asked)."}
+    )
+    max_skipped_steps: int = field(
+        default=5,
+        metadata={"help": "Steps in a row with non-finite gradients before the run stops."},
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in {"c": (0.0, 1.0), "beta": (0.0, math.inf), "tau": (0.0, 1.0)}.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and low <= value < high) or (name != "c" and value == 0):
+                rule = f"a number {'>=' if name == 'c' else '>'} {low:g}" + (
+                    f" and < {high:g}" if high < math.inf else ""
+                )
+                raise InputError(f"bad {name}", expected=rule, found=value)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"bad {name}", expected=f"one of {', '.join(choices)}", found=getattr(self, name))
+        if self.combiner not in COMBINERS:
+            raise InputError("unknown combiner", expected=f"one of {', '.join(COMBINERS)}", found=self.combiner)
+        if self.max_length is not None and self.max_length < 2:
+            raise InputError("bad max_length", expected="at least 2 tokens, or null", found=self.max_length)
+        if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
+            raise InputError("batch sizes must be at least 1")
+        self.remove_unused_columns = False  # the batch is ours, not the model's signature
+        super().__post_init__()
+
+    def combiner_options(self) -> dict[str, Any]:
+        """The options that this combiner takes, by name."""
+        options: dict[str, dict[str, Any]] = {
+            "raco": {"c": self.c, "clip": self.clip, "tau": self.tau},
+            "cagrad": {"c": self.c, "tau": self.tau},
+        }
+        return options.get(self.combiner, {})

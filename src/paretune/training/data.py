@@ -1,0 +1,135 @@
+"""Data sets made ready for a run: read, validated, tokenized, and told about in the run's record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from paretune.comparisons.formats import read_comparisons
+from paretune.comparisons.tokens import tokenize_comparisons
+from paretune.errors import InputError
+from paretune.objectives import Objective
+from paretune.policy.reference import Reference, cache_path, cached, model_fingerprint, precompute
+from paretune.training.config import RACOConfig
+from paretune.training.record import RunRecord
+
+
+@dataclass
+class TokenizedData:
+    """Tokenized comparisons (`comparisons/tokens.py` says which columns) and where they carry labels.
+
+    `labelled` is (rows, m) bool; `fingerprint` identifies the tokens and their order, not their labels.
+    """
+
+    rows: Dataset
+    labelled: np.ndarray
+    fingerprint: str
+
+
+def prepare_data(
+    data: Any,
+    objectives: Sequence[Objective],
+    tokenizer: PreTrainedTokenizerBase,
+    args: RACOConfig,
+    record: RunRecord,
+    name: str,
+    **options: Any,
+) -> TokenizedData:
+    """Reads, validates and tokenizes one data set; its reports go into the record.
+
+    Args:
+        data: what `read_comparisons` takes.
+        objectives: of the run.
+        tokenizer: the model's.
+        args: of the run (`max_length`, `dataset_num_proc`).
+        record: receives the reports and their warnings.
+        name: "train", "eval", …
+        options: of `read_comparisons`.
+
+    Raises:
+        InputError: bad data, or an objective without a single label in the training data.
+    """
+    rows, report = read_comparisons(data, objectives=list(objectives), **options)
+    names = [o.name for o in objectives]
+    tokenized, tokens = tokenize_comparisons(
+        rows, tokenizer, names, max_length=args.max_length, num_proc=args.dataset_num_proc
+    )
+    labelled = ~np.isnan(np.asarray(tokenized["preferences"], dtype=np.float64))
+    for objective, count in zip(objectives, labelled.sum(0).tolist(), strict=True):
+        if count == 0 and name == "train" and objective.weight > 0:
+            raise InputError(
+                f"no row that can be trained on carries a label of {objective.name!r}",
+                where=f"{name} data",
+                expected="at least one",
+                fix="Check the objective's name, or leave it out.",
+            )
+    if "count_only" in rows.column_names:
+        kept = rows.select(tokenized["index"])["count_only"]
+        counted = [[objective in (row or ()) for objective in names] for row in kept]
+        tokenized = tokenized.add_column("count_only", counted)
+    record.data(name, report.to_dict(), asdict(tokens))
+    record.say(*[f"{name} data: {warning}" for warning in [*report.warnings, *tokens.warnings]])
+    return TokenizedData(tokenized, labelled, _fingerprint(tokenized))
+
+
+def _fingerprint(rows: Dataset) -> str:
+    digest = hashlib.sha256()
+    for column in ("prefix_ids", "a_ids", "b_ids", "a_start", "b_start"):
+        for values in rows[column]:
+            digest.update(np.asarray(values, dtype=np.int64).tobytes() + b"|")
+    return digest.hexdigest()[:16]
+
+
+def with_reference(
+    data: TokenizedData,
+    reference: Reference,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+    batch_size: int,
+    autocast: Callable[[], Any],
+    device: torch.device,
+) -> Dataset:
+    """The rows with columns ref_a and ref_b, from the cache on disk or computed once and put there.
+
+    The cache is keyed by the reference's weights, the tokens, and the precision they are scored in. Every rank computes
+    where none has yet: the file is written whole, so ranks that race write the same one.
+    """
+    if reference.model is None or reference.scorer is None:
+        return data.rows
+    base = reference.model.get_base_model() if reference.kind == "adapter" else reference.model  # type: ignore[operator]
+    with autocast():
+        precision = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else "plain"
+    settings = {
+        "model": model_fingerprint(base) if reference.kind == "copy" else _base_fingerprint(base),
+        "data": data.fingerprint,
+        "precision": precision,
+        "layout": reference.scorer.layout,
+    }
+
+    def compute() -> tuple[Tensor, Tensor]:
+        places = torch.arange(len(data.rows))
+        batches = (
+            {**{k: v.to(device) for k, v in collate([data.rows[i] for i in part.tolist()]).items()}, "position": part}
+            for part in places.split(batch_size)
+        )
+        return precompute(reference, batches, len(data.rows), autocast)
+
+    ref_a, ref_b = cached(cache_path(settings), compute)
+    rows = data.rows.remove_columns([c for c in ("ref_a", "ref_b") if c in data.rows.column_names])
+    return rows.add_column("ref_a", ref_a.tolist()).add_column("ref_b", ref_b.tolist())
+
+
+def _base_fingerprint(base: Any) -> str:
+    """Of a PEFT model's base, whose adapters, freshly made and switched off, do not matter."""
+    frozen = torch.nn.Module()
+    for i, (name, value) in enumerate(base.state_dict().items()):
+        if not any(part in name for part in ("lora_", "modules_to_save")):
+            frozen.register_buffer(f"b{i}", value)
+    return model_fingerprint(frozen)

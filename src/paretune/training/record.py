@@ -1,0 +1,186 @@
+"""What a run leaves to be read later: `run.json` and `history.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+from paretune.objectives import Objective, as_dicts
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("paretune", "torch", "transformers", "peft", "datasets", "accelerate", "tokenizers", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on, with the interpreter and the machine's kind."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The git commit that this code runs from, with "+" where files differ from it; None outside a repository."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    return head and head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file that is always whole: to a neighbour first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(path.suffix + ".part")
+    partial.write_text(json.dumps(plain(content), indent=2, sort_keys=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types; numbers that JSON lacks (NaN, infinities) become null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(v) for v in value]
+    if isinstance(value, bool) or value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "item") and getattr(value, "size", None) in (1, None):
+        return plain(value.item())
+    return str(value)
+
+
+class HistoryCallback(TrainerCallback):
+    """Appends every logged line to `history.jsonl`; a resumed run first drops the lines past its checkpoint."""
+
+    def __init__(self, output_dir: str):
+        self.path = Path(output_dir) / "history.jsonl"
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        kept = []
+        if state.global_step and self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:  # the line that was being written when the run was killed
+                    continue
+                if entry.get("step", 0) <= state.global_step:
+                    kept.append(line)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(plain({"step": state.global_step, "time": time.time(), **logs})) + "\n")
+
+
+class ConflictBar(ProgressCallback):
+    """The progress bar, with the loss and the strongest conflict (least cosine between two objectives) in it."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        shown = {name: f"{logs[key]:.4g}" for name, key in (("loss", "loss"), ("eval", "eval_loss")) if key in logs}
+        cosines = [value for key, value in logs.items() if key.startswith("grad/cosine/")]
+        if cosines:
+            shown["conflict"] = f"cos {min(cosines):+.2f}"
+        if shown:
+            self.training_bar.set_postfix(shown)
+
+
+class RunRecord:
+    """`run.json`: the resolved configuration, versions, data, objectives, what had to be said, and how it ended."""
+
+    def __init__(self, args: TrainingArguments, given: list[Objective], objectives: list[Objective]):
+        self.path = Path(str(args.output_dir)) / "run.json"
+        self.content: dict[str, Any] = {
+            "status": "preparing",
+            "versions": versions(),
+            "commit": commit(),
+            "objectives": as_dicts(objectives),
+            "seed": args.seed,
+            "data": {},
+            "notices": [],
+        }
+        total = sum(o.weight for o in given)
+        if abs(total - 1) > 1e-6:
+            self.say(f"the weights sum to {total:g}, not 1, and were normalised to {_weights(objectives)}")
+
+    def say(self, *notices: str) -> None:
+        """Logs each notice once, and keeps it in the record."""
+        for notice in notices:
+            if notice not in self.content["notices"]:
+                self.content["notices"].append(notice)
+                logger.warning(notice)
+
+    def data(self, name: str, report: dict[str, Any], tokens: dict[str, Any]) -> None:
+        """Keeps what reading and tokenizing one data set found."""
+        self.content["data"][name] = {"rows": report, "tokens": tokens}
+
+    def begin(self, args: TrainingArguments, decided: dict[str, Any]) -> None:
+        """Writes the file as the run starts: its configuration, and what was decided by looking at the model."""
+        self.content |= {"status": "running", "started": _now(), "decided": decided, "config": _config(args)}
+        self._write(args)
+
+    def end(self, args: TrainingArguments, status: str, final: dict[str, Any]) -> None:
+        """Writes how the run ended."""
+        self.content |= {"status": status, "ended": _now(), "final": final}
+        self._write(args)
+
+    def _write(self, args: TrainingArguments) -> None:
+        if args.process_index == 0:
+            write_json(self.path, self.content)
+
+
+def _weights(objectives: list[Objective]) -> str:
+    return ", ".join(f"{o.name} {o.weight:.4g}" for o in objectives)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _config(args: TrainingArguments) -> dict[str, Any]:
+    hidden = ("hub_token", "push_to_hub_token")
+    return {key: value for key, value in args.to_dict().items() if key not in hidden}

@@ -1,0 +1,411 @@
+"""RACOTrainer: sequences comparisons, policy, losses, gradients and combine inside `transformers.Trainer`.
+
+It computes nothing that a pure function of those rooms could. One optimizer step:
+
+1. `get_batch_samples` draws the step's micro-batches and counts labels per objective over all of them and all ranks;
+2. `training_step` runs one forward and one backward per micro-batch, which adds to m gradients;
+3. at the last micro-batch the m gradients are summed over ranks, combined by their Gram matrix, and written to `.grad`;
+4. transformers clips, steps, schedules, logs, evaluates and saves as always.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from paretune.combine import COMBINERS
+from paretune.combine.labelled import combine_labelled
+from paretune.comparisons.batches import collate
+from paretune.comparisons.tokens import pad_id
+from paretune.errors import InputError
+from paretune.gradients import GradientStack, RowLayers, trainable_parameters
+from paretune.losses import batch_losses, check_losses, is_reference_free
+from paretune.objectives import Objective, normalize_weights
+from paretune.policy.loading import load_policy, load_tokenizer, prepare_policy
+from paretune.policy.logprobs import prepare_scorer
+from paretune.policy.reference import Reference, check_reference, frozen, frozen_copy
+from paretune.training.checks import check_arguments, check_output, check_tokens
+from paretune.training.config import RACOConfig
+from paretune.training.data import TokenizedData, prepare_data, with_reference
+from paretune.training.diagnostics import ComparisonSums, StepMeans, norm_warning, step_metrics, sum_over_ranks
+from paretune.training.record import ConflictBar, HistoryCallback, RunRecord
+from paretune.training.sampler import StepDataset, StepLoader, StepSampler, count_labels
+from paretune.training.step import (
+    adapters_change,
+    differentiate,
+    label_shares,
+    log_probs,
+    made_batch,
+    real_tokens,
+    single_pass_reason,
+)
+
+
+class DivergedError(RuntimeError):
+    """Too many steps in a row had margins or gradients that are not finite; a checkpoint was written."""
+
+
+class RACOTrainer(Trainer):
+    """Aligns a causal language model to several objectives (RACO, arXiv 2602.02495, Algorithm 1).
+
+    Args:
+        model: hub id, directory, or a loaded `PreTrainedModel` or `PeftModel`.
+        args: the run's configuration.
+        objectives: what to align to; weights are normalised, and the record says so when they were not 1.
+        train_dataset: rows (docs/data.md): path, hub id, list of rows, or a `datasets.Dataset`.
+        eval_dataset: the same, or a mapping of names to them; optional.
+        processing_class: the tokenizer; the model's own where it is left out.
+        peft_config: adapters to add and train; without one, all weights train.
+        ref_model: the reference, where it is not the model that training starts from.
+        callbacks, optimizers: as in `Trainer`.
+        data_options: for reading the data (`format`, `ties`, `pairs`, `on_bad_row`, …).
+
+    Raises:
+        InputError: anything a person can put right, before the expensive work starts.
+    """
+
+    args: RACOConfig
+    model: PreTrainedModel | PeftModel
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: RACOConfig,
+        objectives: Sequence[Objective],
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        ref_model: str | PreTrainedModel | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        data_options: dict[str, Any] | None = None,
+    ):
+        check_arguments(args)
+        check_losses(list(objectives))
+        check_output(args.output_dir)
+        self.objectives = normalize_weights(list(objectives))
+        self.record = RunRecord(args, list(objectives), self.objectives)
+        name = model if isinstance(model, str) else str(model.config.name_or_path)
+        tokenizer = processing_class or load_tokenizer(name)
+        read = data_options or {}
+        self.train_data = prepare_data(train_dataset, self.objectives, tokenizer, args, self.record, "train", **read)
+        self.eval_data = _each(
+            eval_dataset, lambda d, n: prepare_data(d, self.objectives, tokenizer, args, self.record, n, **read)
+        )
+        if isinstance(model, str):
+            model = load_policy(model, full=peft_config is None)
+        check_tokens(model, tokenizer)
+        policy, notices = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
+        self.record.say(*notices)
+        self.scorer = prepare_scorer(policy, args.layout)
+        self.record.say(*self.scorer.notices)
+        self.pad = pad_id(tokenizer)
+        self.reference = self._prepare_reference(policy, ref_model)
+        self.weights = torch.tensor([o.weight for o in self.objectives], dtype=torch.float64)
+        self.stack: GradientStack | None = None
+        self.layers: RowLayers | None = None
+        self.comparison_sums, self.step_means = ComparisonSums(self.objectives, args.beta), StepMeans()
+        self.label_counts = torch.zeros(len(self.objectives), dtype=torch.float64)
+        self.skipped = self.skipped_in_a_row = 0
+        self._said_norms = False
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=self._collate,
+            train_dataset=StepDataset(self.train_data.rows),
+            eval_dataset=_each(self.eval_data, lambda d, _: StepDataset(d.rows)),
+            processing_class=tokenizer,
+            callbacks=[HistoryCallback(args.output_dir), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        bar = any(isinstance(cb, ProgressCallback) for cb in self.callback_handler.callbacks)
+        self.remove_callback(ProgressCallback if bar else PrinterCallback)
+        if bar:
+            self.add_callback(ConflictBar)
+        if self.reference.model is not None and self.reference.kind == "copy":
+            self.reference.model.to(args.device)
+        self.one_pass = self._choose_gradient_mode()
+        if args.precompute_ref_log_probs and self.reference.kind != "none":
+            self._precompute()
+
+    # ---- set-up ----
+
+    def _prepare_reference(self, policy: nn.Module, ref_model: str | PreTrainedModel | None) -> Reference:
+        if all(is_reference_free(o) for o in self.objectives):
+            return Reference("none")
+        if ref_model is not None:
+            loaded = load_policy(ref_model, full=False) if isinstance(ref_model, str) else ref_model
+            check_reference(policy, loaded)
+            loaded.requires_grad_(False).eval()
+            return Reference("copy", loaded, prepare_scorer(loaded, self.scorer.layout))
+        if isinstance(policy, PeftModel):
+            batch = made_batch(_vocabulary(policy), self.scorer.layout)
+            batch = {key: value.to(policy.device) for key, value in batch.items()}
+            if not adapters_change(policy, self.scorer, batch):
+                return Reference("adapter", policy, self.scorer)
+            self.record.say("the adapters already change the model at its start: the reference is a frozen copy of it")
+        return Reference("copy", frozen_copy(policy), self.scorer)
+
+    def _choose_gradient_mode(self) -> bool:
+        """Whether one backward pass serves all objectives; says once why not."""
+        if self.args.gradient_mode == "per_objective":
+            return False
+        batch = self._prepare_inputs(made_batch(_vocabulary(self.model), self.scorer.layout))
+
+        def score() -> Any:
+            with self.accelerator.autocast():
+                return log_probs(self.model, self.scorer, Reference("none"), batch)[0]
+
+        self.model.eval()
+        reason = single_pass_reason(self.model, score)
+        if reason is not None and self.args.gradient_mode == "single_pass":
+            raise InputError(f"single_pass cannot serve this model: {reason}", fix="Set gradient_mode to auto.")
+        if reason is not None:
+            self.record.say(f"one backward pass per objective, because {reason}")
+        return reason is None
+
+    def _precompute(self) -> None:
+        args = self.args
+        for data in [self.train_data, *_values(self.eval_data)]:
+            data.rows = with_reference(
+                data, self.reference, self._collate, args.eval_batch_size, self.accelerator.autocast, args.device
+            )
+        self.train_dataset = StepDataset(self.train_data.rows)
+        self.eval_dataset = _each(self.eval_data, lambda d, _: StepDataset(d.rows))
+        self.reference = Reference("precomputed")
+
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = collate(rows, layout=self.scorer.layout, pad_id=self.pad)
+        for key in ("ref_a", "ref_b"):
+            if key in rows[0]:
+                batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float64)
+        if "count_only" in rows[0]:
+            batch["count_only"] = torch.tensor([row["count_only"] for row in rows])
+        return batch
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This rank's micro-batches; the step, not the rank, decides which rows it sees."""
+        args = self.args
+        sampler = StepSampler(
+            self.train_data.labelled,
+            micro_batch=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            rank=args.process_index,
+            world=args.world_size,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+        return StepLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This rank's share of the rows, each once."""
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]  # type: ignore[index]
+        if eval_dataset is None:
+            raise InputError("nothing to evaluate on", fix="Give eval_data.")
+        size, args = self.args.eval_batch_size, self.args
+        share = range(args.process_index, len(eval_dataset), args.world_size)
+        chunks = [list(share[i : i + size]) for i in range(0, len(share), size)]
+        return DataLoader(eval_dataset, batch_sampler=chunks, collate_fn=self.data_collator)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
+        """The step's micro-batches; counts the labels that each objective's mean is over."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self.label_counts = sum_over_ranks(count_labels(batches).to(device)).cpu()
+        return batches, None
+
+    # ---- the step ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Adds one micro-batch to the m gradients; at the step's last, combines them into `.grad`."""
+        started = time.perf_counter()
+        self.model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
+            self.optimizer.train()  # type: ignore[union-attr]
+        if self.stack is None:
+            self.stack = GradientStack(trainable_parameters(self.model), len(self.objectives))
+            self.layers = RowLayers(self.model) if self.one_pass else None
+        batch = self._prepare_inputs(inputs)
+        counts = self._divisors().to(self.args.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        if not batch["preferences"].isnan().all():  # a micro-batch of padding alone needs no pass
+            with self.accelerator.autocast():
+                scores, logps = log_probs(self.model, self.scorer, self.reference, batch)
+            losses = batch_losses(self.objectives, self.args.beta, logps, batch["preferences"])
+            slopes_a, slopes_b = losses.slopes_a / counts[:, None], losses.slopes_b / counts[:, None]
+            differentiate(scores, slopes_a, slopes_b, self.stack, self.layers)
+            # every rank's part of the global mean; transformers averages over ranks what it logs
+            loss = (self.weights.to(counts) / counts * losses.values.sum(1)).sum() * self.args.world_size
+            self.comparison_sums.add(logps, losses, batch["preferences"])
+        if self.accelerator.sync_gradients:
+            self._combine(self.stack)
+        self.step_means.add({"time/micro": time.perf_counter() - started, "tokens/micro": real_tokens(batch)})
+        return loss.float()
+
+    def _divisors(self) -> Tensor:
+        """(m,) what each objective's sum of losses is divided by in this step; 1 where it has no label."""
+        counts = self.label_counts
+        if self.args.normalize == "dataset":
+            size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            counts = label_shares(self.train_data.labelled, min(size, len(self.train_data.labelled)))
+        return counts.clamp_min(1e-300) if self.args.normalize == "dataset" else counts.clamp_min(1.0)
+
+    def _combine(self, stack: GradientStack) -> None:
+        stack.reduce()
+        gram, present = stack.gram(), self.label_counts > 0
+        if not bool(gram.isfinite().all()):
+            self._skip_step(stack)
+            return
+        combination = combine_labelled(
+            COMBINERS[self.args.combiner],
+            gram,
+            self.weights,
+            present,
+            normalize=self.args.normalize_gradients,
+            **self.args.combiner_options(),
+        )
+        stack.write_grad(combination.coefficients)
+        stack.zero_()
+        plain, angles = step_metrics(self.objectives, gram, present, combination)
+        self.step_means.add(plain)
+        self.step_means.add(angles, weight=float((self.weights @ gram @ self.weights).clamp_min(0).sqrt()))
+        self.skipped_in_a_row = 0
+
+    def _skip_step(self, stack: GradientStack) -> None:
+        """Leaves `.grad` empty, so that the optimizer changes nothing, and stops the run when this goes on."""
+        for parameter in stack.parameters.values():
+            parameter.grad = None
+        stack.zero_()
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self.comparison_sums = ComparisonSums(self.objectives, self.args.beta)
+        self.record.say("a step with gradients that are not finite was skipped (counted in steps/skipped)")
+        if self.skipped_in_a_row > self.args.max_skipped_steps:
+            self._save_checkpoint(self.model, trial=None)
+            raise DivergedError(
+                f"{self.skipped_in_a_row} steps in a row had gradients that are not finite (step "
+                f"{self.state.global_step}); a checkpoint is in {self.args.output_dir}. Lower the learning rate, or "
+                "look for weights that are not finite in the model."
+            )
+
+    # ---- running ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`, with `run.json` written at its start and its end, whatever the end."""
+        self.stack = self.layers = None
+        self.record.begin(self.args, self._decided())
+        try:
+            output = super().train(*args, **kwargs)
+        except BaseException as error:
+            self.record.end(self.args, "failed", {"error": f"{type(error).__name__}: {error}"})
+            raise
+        finally:
+            if self.layers is not None:
+                self.layers.restore()
+            self.stack = self.layers = None
+        final = {**output.metrics, **self._last_metrics(), "steps/skipped": self.skipped}
+        self.record.end(self.args, "finished", final)
+        return output
+
+    def _decided(self) -> dict[str, Any]:
+        parameters = list(self.model.parameters())
+        return {
+            "layout": self.scorer.layout,
+            "own_head": self.scorer.own_head,
+            "one_backward_pass": self.one_pass,
+            "reference": self.reference.kind,
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "parameters": sum(p.numel() for p in parameters),
+            "steps_hold": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+        }
+
+    def _last_metrics(self) -> dict[str, Any]:
+        last: dict[str, Any] = {}
+        for entry in self.state.log_history:
+            last.update(entry)
+        return last
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Adds what the comparisons and the combination of the steps since the last line say."""
+        if self.is_in_train and "loss" in logs:
+            logs.update(self._drain())
+        super().log(logs, start_time)
+
+    def _drain(self) -> dict[str, float]:
+        means = self.step_means.read()
+        micro, tokens = means.pop("time/micro", 0.0), means.pop("tokens/micro", 0.0)
+        metrics = {**self.comparison_sums.read(self.args.device), **means}
+        if micro:
+            metrics["time/step"] = micro * self.args.gradient_accumulation_steps
+            metrics["tokens/second"] = tokens / micro * self.args.world_size
+        if self.skipped:
+            metrics["steps/skipped"] = float(self.skipped)
+        warning = norm_warning(means)
+        if warning and not self._said_norms and not self.args.normalize_gradients:
+            self._said_norms = True
+            self.record.say(warning)
+        self.comparison_sums, self.step_means = ComparisonSums(self.objectives, self.args.beta), StepMeans()
+        return metrics
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Losses, implicit rewards and accuracies per objective over a whole data set, on all ranks together."""
+        sums = ComparisonSums(self.objectives, self.args.beta)
+        self.model.to(self.args.device)  # type: ignore[arg-type]
+        with frozen(self.model):
+            for inputs in dataloader:
+                batch = self._prepare_inputs(inputs)
+                with self.accelerator.autocast():
+                    _, logps = log_probs(self.model, self.scorer, self.reference, batch)
+                losses = batch_losses(self.objectives, self.args.beta, logps, batch["preferences"])
+                sums.add(logps, losses, batch["preferences"])
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        metrics = sums.read(self.args.device)
+        losses_by_name = [(o.weight, metrics.get(f"loss/{o.name}", 0.0)) for o in self.objectives]
+        metrics = {"loss": sum(w * value for w, value in losses_by_name), **metrics}
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
+        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]
+
+
+def _each(data: Any, function: Callable[[Any, str], Any]) -> Any:
+    """The function of a data set, of each of a mapping of them, or None of None."""
+    if data is None:
+        return None
+    if isinstance(data, dict):
+        return {name: function(part, f"eval {name}") for name, part in data.items()}
+    return function(data, "eval")
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _values(data: TokenizedData | dict[str, TokenizedData] | None) -> list[TokenizedData]:
+    if data is None:
+        return []
+    return list(data.values()) if isinstance(data, dict) else [data]
