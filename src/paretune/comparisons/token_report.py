@@ -104,7 +104,7 @@ def sum_up(
             found=f"{max_length}; the longest side has {longest_given} tokens",
             fix="Raise max_length, or shorten the responses." if "longer than max_length" in reasons else "",
         )
-    prefix, a, b = (_lengths(table[k])[kept] for k in ("prefix_ids", "a_ids", "b_ids"))
+    prefix, a, b = (list_lengths(table[k])[kept] for k in ("prefix_ids", "a_ids", "b_ids"))
     starts_a, starts_b = (np.asarray(table[k])[kept] for k in ("a_start", "b_start"))
     unstable = np.flatnonzero(kept & (facts["unstable"] > 0))
     ends, counts = np.unique(np.concatenate([facts[k][kept] for k in ("end_a", "end_b")]), return_counts=True)
@@ -138,7 +138,7 @@ def sum_up(
     return report
 
 
-def _lengths(column: Any) -> np.ndarray:
+def list_lengths(column: Any) -> np.ndarray:
     """Lengths of the lists of an Arrow column."""
     return np.concatenate([np.asarray(chunk.value_lengths()) for chunk in column.chunks])
 
