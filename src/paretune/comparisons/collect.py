@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.comparisons.layouts import CHOSEN, label_name
 from paretune.comparisons.report import CONTRADICTION, DUPLICATE, HARMLESS, IDENTICAL, UNLABELLED, DataReport
-from paretune.comparisons.rows import BadRow, text_of
+from paretune.comparisons.rows import BadRow, Words, text_of
 from paretune.objectives import Objective
 from paretune.preferences.rules import RULES
 
@@ -78,7 +78,7 @@ class Collector:
         self.labels: dict[str, array[float]] = {name: array("d") for name in names or ()}
         self.count_only: dict[int, list[str]] = {}
         self.found: dict[str, None] = {}
-        self.seen: dict[bytes, tuple[int, bool]] = {}
+        self.seen: dict[bytes, tuple[int, bool, str]] = {}
         self.groups: set[bytes] = set()
         self.present: set[str] = set()
         self.digest = hashlib.blake2b(digest_size=16)
@@ -99,8 +99,8 @@ class Collector:
         labelled = sum(not math.isnan(label) for label in self.labels.get(name, ()))
         return labelled + sum(name in only for only in self.count_only.values())
 
-    def add(self, row: dict[str, Any], plan: LabelPlan) -> bool:
-        """Keeps a row, or lets an earlier row of the same pair have its labels; True when a row was kept.
+    def add(self, where: str, row: dict[str, Any], plan: LabelPlan) -> None:
+        """Keeps a row, or lets an earlier row of the same pair have its labels.
 
         Raises:
             BadRow: a duplicate, identical responses, no label, or plain text among messages.
@@ -115,12 +115,12 @@ class Collector:
         key, swapped = _pair_key(row)
         if key in self.seen:
             self._merge(key, swapped, given, only)
-            return False
+            return
         a, b = text_of(row["response_a"]), text_of(row["response_b"])
         ruled = {name: rule(a, b) for name, rule in plan.rules.items()}
         if not only and all(label is None for label in [*given.values(), *ruled.values()]):
             raise BadRow(UNLABELLED, field="preferences", expected="at least one label")
-        self.seen[key] = (self.rows, swapped)
+        self.seen[key] = (self.rows, swapped, where)
         for name, label in {**given, **ruled}.items():
             self._put(self.rows, name, label)
         if only:
@@ -134,14 +134,13 @@ class Collector:
         self.rows += 1
         if len(self.pending) == _CHUNK:
             self._flush()
-        return True
 
     def _same_kind(self, row: dict[str, Any]) -> None:
         conversational = isinstance(row["prompt"], list)
         if self.conversational is None:
             self.conversational = conversational
         elif self.conversational != conversational:
-            kinds = ("plain text", "messages")
+            kinds = Words("plain text"), Words("messages")
             raise BadRow(
                 "plain text and messages are mixed", field="prompt", found=kinds[conversational],
                 expected=f"{kinds[self.conversational]}, as in the rows before",
@@ -149,7 +148,7 @@ class Collector:
             )
 
     def _merge(self, key: bytes, swapped: bool, given: dict[str, Any], only: list[str]) -> None:
-        index, first_swapped = self.seen[key]
+        index, first_swapped, first = self.seen[key]
         turned = {n: 1.0 - v if v is not None and swapped != first_swapped else v for n, v in given.items()}
         new = {name: label for name, label in turned.items() if label is not None}
         old = {name: self._get(index, name) for name in [*new, *only]}
@@ -158,7 +157,7 @@ class Collector:
             differs = any(old[name] is not None and old[name] != label for name, label in new.items())
             raise BadRow(
                 CONTRADICTION if differs else DUPLICATE, field="prompt, response_a, response_b",
-                expected="each pair once, in either order", found=f"the pair of row {index + 1} of the kept rows",
+                expected="each pair once, in either order", found=Words(f"the pair of {first} again"),
             )
         for name, label in new.items():
             self._put(index, name, label)
@@ -189,7 +188,7 @@ class Collector:
     def finish(self) -> Dataset:
         """The data set, with the columns of the row and no others; the report's counts are filled in."""
         import datasets
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
         from datasets.table import InMemoryTable
 
         self._flush()

@@ -186,7 +186,7 @@ def _read_stream(
             if source.fraction < 1.0 and _share(group_of(cleaned), options.seed) >= source.fraction:
                 left_out += 1
                 continue
-            collector.add(cleaned, plan)
+            collector.add(place, cleaned, plan)
         except BadRow as bad:
             collector.reject(place, bad)
         if take is not None and collector.rows - before[1] >= take:
@@ -232,7 +232,7 @@ def _warnings(report: DataReport) -> list[str]:
         if count:
             warnings.append(f"{count} {fact}.")
     for name, count in report.labels.items():
-        if count == 0:
+        if count == 0 and not report.count_only[name]:
             warnings.append(f"Objective {name!r} has no label in any row.")
     left_out = sum(source["left_out"] for source in report.sources)
     if left_out:

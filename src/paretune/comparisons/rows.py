@@ -45,8 +45,14 @@ class BadRow(Exception):  # noqa: N818 (a finding about one row, counted or turn
         return InputError(problem, where=where, expected=self.expected, found=self.found, fix=fix)
 
 
+class Words(str):
+    """What was found, in words of ours: shown as it is, not quoted and cut as a value of the user's."""
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """A value as it is shown in a message: its repr, cut to `limit` characters."""
+    if isinstance(value, Words):
+        return str(value)
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 

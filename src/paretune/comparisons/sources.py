@@ -10,12 +10,13 @@ import difflib
 import gzip
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from paretune.comparisons.rows import BadRow
+from paretune.comparisons.rows import BadRow, Words
 from paretune.errors import InputError
 
 Item = tuple[str, dict[str, Any] | BadRow]
@@ -144,7 +145,7 @@ def _json_records(path: Path) -> Iterator[Item]:
             yield from _json_line(first.removeprefix(b"\xef\xbb\xbf"), f"{path}, line 1")
             for number, line in enumerate(stream, start=2):
                 yield from _json_line(line, f"{path}, line {number}")
-    except (OSError, EOFError) as error:  # EOFError: a truncated gzip file
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a truncated or damaged gzip file
         raise InputError("the file cannot be read", where=str(path), found=str(error)) from error
 
 
@@ -155,10 +156,10 @@ def _json_line(line: bytes, where: str) -> Iterator[Item]:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         found = f"byte 0x{line[error.start]:02x} at position {error.start + 1} of the line"
-        yield where, BadRow("not valid UTF-8", expected="UTF-8 text", found=_Raw(found), fix="Save the file as UTF-8.")
+        yield where, BadRow("not valid UTF-8", expected="UTF-8 text", found=Words(found), fix="Save the file as UTF-8.")
     except json.JSONDecodeError as error:
         found = f"{error.msg} at column {error.colno} of {len(line.rstrip())} characters"
-        yield where, BadRow("not valid JSON", expected="one JSON object per line", found=_Raw(found))
+        yield where, BadRow("not valid JSON", expected="one JSON object per line", found=Words(found))
     else:
         yield where, _as_record(value)
 
@@ -185,16 +186,6 @@ def _as_record(value: Any) -> dict[str, Any] | BadRow:
     return BadRow("not a row", expected="an object with named fields", found=value)
 
 
-class _Raw:
-    """Text that a message shows as it is, without the quotes of a repr."""
-
-    def __init__(self, text: str):
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
-
-
 def _pick_split(rows: Any, split: str, where: str) -> Iterable[Any]:
     if isinstance(rows, Mapping):  # a DatasetDict: one data set per split
         if split not in rows:
@@ -207,20 +198,15 @@ def _table(path: Path, kind: str) -> Iterable[Any]:
     import datasets
 
     # streaming: rows come straight from the file, without a second copy of it in the user's cache
-    return _reading(
-        datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True), str(path)
-    )
+    return _reading(lambda: datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True), str(path))
 
 
 def _folder(path: Path, split: str) -> Iterable[Any]:
     import datasets
 
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return _pick_split(datasets.load_from_disk(str(path)), split, str(path))
-    try:
-        return _reading(datasets.load_dataset(str(path), split=split, streaming=True), str(path))
-    except (OSError, ValueError) as error:
-        raise InputError("the folder cannot be read", where=str(path), found=_first_line(error)) from error
+        return _reading(lambda: _pick_split(datasets.load_from_disk(str(path)), split, str(path)), str(path))
+    return _reading(lambda: datasets.load_dataset(str(path), split=split, streaming=True), str(path))
 
 
 def _hub(source: Source, split: str, streaming: bool) -> Iterable[Any]:
@@ -235,19 +221,16 @@ def _hub(source: Source, split: str, streaming: bool) -> Iterable[Any]:
             "neither a file here nor a data set on the hub", where=str(source.path), found=_first_line(error),
             fix="Check the path or id, its split and configuration name, and the network.",
         ) from error
-    return _reading(rows, str(source.path))
+    return _reading(lambda: rows, str(source.path))
 
 
-def _reading(rows: Iterable[Any], where: str) -> Iterator[Any]:
-    iterator = iter(rows)
-    while True:
-        try:
-            row = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:  # a broken table surfaces while its rows are read, as whatever pyarrow raises
-            raise InputError("the rows cannot be read", where=where, found=_first_line(error)) from error
-        yield row
+def _reading(open_rows: Callable[[], Iterable[Any]], where: str) -> Iterator[Any]:
+    try:
+        yield from open_rows()
+    except InputError:
+        raise
+    except Exception as error:  # a broken table surfaces when opened or read, as whatever pyarrow or pandas raises
+        raise InputError("the rows cannot be read", where=where, found=Words(_first_line(error))) from error
 
 
 def _first_line(error: Exception) -> str:
