@@ -95,6 +95,7 @@ def test_several_files_one_per_objective(tmp_path: Path) -> None:
     ]  # fmt: skip
     rows, report = read_comparisons(data)
     assert [source["format"] for source in report.sources] == ["trl", "native"]
+    assert [source["read"] for source in report.sources] == [3, 2] and report.read == 5
     assert rows["preferences"][:] == [{"helpful": 1.0, "harmless": None}] * 3 + [{"helpful": None, "harmless": 0.0}] * 2
     objectives = [Objective("harmless"), Objective("helpful"), Objective("short", rule="shorter")]
     rows, report = read_comparisons(data, objectives=objectives)

@@ -81,7 +81,7 @@ def read_comparisons(
     )
     failure: InputError | None = None
     try:
-        for stream in _streams(list_sources(data, format), report, split, streaming):
+        for stream in _streams(list_sources(data, format), split, streaming):
             _read_stream(stream, wanted, options, collector, take)
     except InputError as error:  # a layout may find its whole source useless because of the rows that were bad
         failure = error
@@ -105,6 +105,7 @@ class _Stream:
     sources: list[Source]
     layout: str
     records: Iterator[Item]
+    counts: list[_Counted]
 
 
 def _check_options(wanted: list[Objective] | None, **options: Any) -> None:
@@ -128,29 +129,34 @@ def _one_of(key: str, value: Any, allowed: Sequence[str], where: str = "") -> No
         raise InputError(f"unknown {key}", where=where, expected=f"one of {', '.join(allowed)}", found=value, fix=fix)
 
 
-def _streams(sources: list[Source], report: DataReport, split: str, streaming: bool) -> Iterator[_Stream]:
+def _streams(sources: list[Source], split: str, streaming: bool) -> Iterator[_Stream]:
     """Each source with its layout; TruthfulQA's files, which say something only together, as one."""
     joined: list[_Stream] = []
     for source in sources:
         check_format(source.format)
-        records = _counted(open_source(source, split=split, streaming=streaming), report)
-        layout = source.format
-        if layout == "auto":
-            layout, records = _recognise(records)
-        stream = _Stream([source], layout, records)
+        counted = _Counted(open_source(source, split=split, streaming=streaming))
+        layout, records = (source.format, iter(counted)) if source.format != "auto" else _recognise(iter(counted))
+        stream = _Stream([source], layout, records, [counted])
         if layout == "truthfulqa":
             joined.append(stream)
         else:
             yield stream
     if joined:
         files = [source for stream in joined for source in stream.sources]
-        yield _Stream(files, "truthfulqa", itertools.chain.from_iterable(stream.records for stream in joined))
+        records = itertools.chain.from_iterable(stream.records for stream in joined)
+        yield _Stream(files, "truthfulqa", records, [count for stream in joined for count in stream.counts])
 
 
-def _counted(records: Iterator[Item], report: DataReport) -> Iterator[Item]:
-    for item in records:
-        report.read += 1
-        yield item
+class _Counted:
+    """Records, and how many were read so far."""
+
+    def __init__(self, records: Iterator[Item]):
+        self.records, self.read = records, 0
+
+    def __iter__(self) -> Iterator[Item]:
+        for item in self.records:
+            self.read += 1
+            yield item
 
 
 def _recognise(records: Iterator[Item]) -> tuple[str, Iterator[Item]]:
@@ -175,7 +181,7 @@ def _read_stream(
     for name in plan.fields:
         if wanted is not None:
             _one_of("objective", name, [o.name for o in wanted], where)
-    before, left_out = (report.read, collector.rows), 0
+    before, left_out = collector.rows, 0
     rows = LAYOUTS[stream.layout].read(stream.records, replace(options, columns=plan.columns))
     for place, row in rows:
         report.made += 1
@@ -189,11 +195,13 @@ def _read_stream(
             collector.add(place, cleaned, plan)
         except BadRow as bad:
             collector.reject(place, bad)
-        if take is not None and collector.rows - before[1] >= take:
+        if take is not None and collector.rows - before >= take:
             break
     facts = {"path": where, "format": stream.layout, "objectives": list(plan.fields) or None}
-    counts = {"fraction": source.fraction, "left_out": left_out, "kept": collector.rows - before[1]}
-    report.sources.append({**facts, **counts, "read": report.read})
+    read = sum(count.read for count in stream.counts)
+    counts = {"fraction": source.fraction, "read": read, "left_out": left_out, "kept": collector.rows - before}
+    report.sources.append({**facts, **counts})
+    report.read += read
 
 
 def _share(group: str, seed: int) -> float:
@@ -230,7 +238,7 @@ def _warnings(report: DataReport) -> list[str]:
         warnings.append(f"{entry['count']} rows left out: {reason} (first: {first}).")
     for fact, count in report.facts.items():
         if count:
-            warnings.append(f"{count} {fact}.")
+            warnings.append(f"Noted: {count} {fact}.")
     for name, count in report.labels.items():
         if count == 0 and not report.count_only[name]:
             warnings.append(f"Objective {name!r} has no label in any row.")
