@@ -1,4 +1,4 @@
-"""The one exception for what a person can put right."""
+"""The exception for what a person can put right, and the one for a run that lost its way."""
 
 from __future__ import annotations
 
@@ -19,3 +19,7 @@ class InputError(ValueError):
         message = "; ".join(parts)
         super().__init__(f"{message}. {fix}" if fix else message)
         self.where = where
+
+
+class DivergedError(RuntimeError):
+    """Too many steps in a row had margins or gradients that are not finite; a checkpoint was written."""

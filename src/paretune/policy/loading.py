@@ -45,7 +45,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise InputError(f"cannot load a tokenizer: {_first_line(error)}", where=f"model {name}") from error
 
 
-def load_policy(name: str, *, full: bool, dtype: str = "auto", quantize: bool = False) -> PreTrainedModel:
+def load_policy(
+    name: str, *, full: bool, dtype: str = "auto", quantize: bool = False, merged_to: str | None = None
+) -> PreTrainedModel:
     """The causal language model of a directory or hub id; for an adapter's directory, its base with it merged in.
 
     Args:
@@ -54,6 +56,8 @@ def load_policy(name: str, *, full: bool, dtype: str = "auto", quantize: bool = 
             too few digits to add a learning rate's worth of change to a weight (transformers 5 would load bfloat16).
         dtype: of a frozen base; "auto" is the checkpoint's.
         quantize: load a frozen base in 4 bits (QLoRA; needs bitsandbytes).
+        merged_to: where a base with its adapter merged in is saved when it stays frozen: new adapters on it would
+            otherwise name the base without the old ones as theirs.
 
     Raises:
         InputError: no such model, not a causal language model, or quantization asked for where it cannot be.
@@ -70,7 +74,11 @@ def load_policy(name: str, *, full: bool, dtype: str = "auto", quantize: bool = 
             base = AutoModelForCausalLM.from_pretrained(
                 PeftConfig.from_pretrained(path).base_model_name_or_path, **options
             )
-            return PeftModel.from_pretrained(base, path).merge_and_unload()
+            merged = PeftModel.from_pretrained(base, path).merge_and_unload()
+            if merged_to is not None and not full:
+                merged.save_pretrained(merged_to)
+                merged.name_or_path = merged_to
+            return merged
         if AutoConfig.from_pretrained(path).is_encoder_decoder:
             raise InputError("an encoder-decoder model", where=f"model {name}", expected="a causal language model")
         return AutoModelForCausalLM.from_pretrained(path, **options)

@@ -78,3 +78,14 @@ def check_tokens(model: Any, tokenizer: Any) -> None:
             found=f"{len(tokenizer)}",
             fix="Use the model's own tokenizer, or resize its embeddings first.",
         )
+
+
+def check_weights(model: Any) -> None:
+    """Raises InputError where a weight is not finite: training could only spread it."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not parameter.detach().abs().amax().isfinite():
+            raise InputError(
+                "the model holds weights that are not finite (NaN or infinite)",
+                where=f"weight {name}",
+                fix="Take an earlier checkpoint of it.",
+            )

@@ -55,6 +55,9 @@ class RACOConfig(TrainingArguments):
     max_length: int | None = field(
         default=2048, metadata={"help": "Tokens of prompt and response; prompts are cut from the left to fit."}
     )
+    eval_fraction: float | None = field(
+        default=None, metadata={"help": "Share of the data held out for evaluation; no group or prompt is cut."}
+    )
     precompute_ref_log_probs: bool = field(
         default=False, metadata={"help": "Score the reference once before training, cached on disk."}
     )

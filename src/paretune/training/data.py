@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from paretune.comparisons.formats import read_comparisons
+from paretune.comparisons.report import DataReport
+from paretune.comparisons.rows import split_groups
 from paretune.comparisons.tokens import tokenize_comparisons
 from paretune.errors import InputError
 from paretune.objectives import Objective
@@ -58,6 +60,55 @@ def prepare_data(
         InputError: bad data, or an objective without a single label in the training data.
     """
     rows, report = read_comparisons(data, objectives=list(objectives), **options)
+    return _tokenized(rows, report, objectives, tokenizer, args, record, name)
+
+
+def prepare_sets(
+    train: Any,
+    evaluation: Any,
+    objectives: Sequence[Objective],
+    tokenizer: PreTrainedTokenizerBase,
+    args: RACOConfig,
+    record: RunRecord,
+    **options: Any,
+) -> tuple[TokenizedData, TokenizedData | dict[str, TokenizedData] | None]:
+    """Training and evaluation data of a run; with `eval_fraction`, the latter is split off the former by groups.
+
+    The split does not depend on the run's seed, so runs of several seeds hold out the same rows.
+
+    Raises:
+        InputError: as `prepare_data`; both evaluation data and a fraction; a fraction that cannot be held out.
+    """
+    if args.eval_fraction is None:
+        prepared = prepare_data(train, objectives, tokenizer, args, record, "train", **options)
+        held_out = each(evaluation, lambda d, n: prepare_data(d, objectives, tokenizer, args, record, n, **options))
+        return prepared, held_out
+    if evaluation is not None:
+        raise InputError("both eval_data and eval_fraction are given", fix="Keep one of them.")
+    rows, report = read_comparisons(train, objectives=list(objectives), **options)
+    parts = zip(split_groups(rows, args.eval_fraction), ("train", "eval"), strict=True)
+    first, second = (_tokenized(part, report, objectives, tokenizer, args, record, name) for part, name in parts)
+    return first, second
+
+
+def each(data: Any, function: Callable[[Any, str], Any]) -> Any:
+    """The function of a data set, of each of a mapping of them, or None of None."""
+    if data is None:
+        return None
+    if isinstance(data, dict) and "path" not in data:
+        return {name: function(part, f"eval {name}") for name, part in data.items()}
+    return function(data, "eval")
+
+
+def _tokenized(
+    rows: Dataset,
+    report: DataReport,
+    objectives: Sequence[Objective],
+    tokenizer: PreTrainedTokenizerBase,
+    args: RACOConfig,
+    record: RunRecord,
+    name: str,
+) -> TokenizedData:
     names = [o.name for o in objectives]
     tokenized, tokens = tokenize_comparisons(
         rows, tokenizer, names, max_length=args.max_length, num_proc=args.dataset_num_proc

@@ -1,0 +1,10 @@
+"""`python -m paretune`: the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from paretune.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
