@@ -58,9 +58,7 @@ class Objective:
             raise InputError("both labels and rule are given", where=where, fix="Keep the one that gives its labels.")
 
 
-def _number(
-    where: str, key: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False
-) -> None:
+def _number(where: str, key: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
     inside = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     inside = inside and (low < value if open_low else low <= value) and value < high
     if not inside:

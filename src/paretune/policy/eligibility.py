@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from paretune.comparisons.batches import collate
+from paretune.comparisons.batches import Layout, collate
 from paretune.policy.attention import ATTENTION_NAME, base_model, shared_inputs, use_paretune_attention
 
 _LAYERS = {"full_attention", "sliding_attention"}
@@ -154,6 +154,15 @@ def made_rows(vocabulary: int, prefix: int) -> list[dict[str, Any]]:
         }
         for index, (length, a, b) in enumerate(sizes)
     ]
+
+
+def made_batch(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """A small batch of made comparisons on the model's device, for checking what it does before it trains."""
+    base = base_model(model)
+    longest = getattr(base.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    vocabulary = base.config.get_text_config().vocab_size
+    batch = collate(made_rows(vocabulary, min(24, longest - 16)), layout=layout, pad_id=0)
+    return _moved(batch, next(base.parameters()).device)
 
 
 def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from paretune.errors import InputError
-from paretune.policy.logprobs import Scorer, response_logprobs
+from paretune.policy.eligibility import made_batch
+from paretune.policy.loading import load_policy
+from paretune.policy.logprobs import Scorer, prepare_scorer, response_logprobs
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,46 @@ def reference_logprobs(reference: Reference, batch: dict[str, Tensor]) -> tuple[
     with frozen(model), adapters_off:
         scores = response_logprobs(model, batch, scorer)
     return scores.logp_a, scores.logp_b
+
+
+def choose_reference(
+    policy: nn.Module, given: str | nn.Module | None, scorer: Scorer, *, needed: bool
+) -> tuple[Reference, list[str]]:
+    """The reference of a run, and what had to be said about it.
+
+    Args:
+        policy: the model about to train, in its final form.
+        given: a model (or where to load it) that is the reference; None takes the policy as it is now: with its
+            adapters off where that is the same, else as a frozen copy.
+        scorer: the policy's.
+        needed: False where every objective is reference-free; no reference is kept then.
+
+    Raises:
+        InputError: a given reference that cannot have been trained on the same tokens.
+    """
+    if not needed:
+        return Reference("none"), []
+    if given is not None:
+        model = load_policy(given, full=False) if isinstance(given, str) else given
+        check_reference(policy, model)
+        model.requires_grad_(False).eval()
+        return Reference("copy", model, prepare_scorer(model, scorer.layout)), []
+    if not isinstance(policy, PeftModel):
+        return Reference("copy", frozen_copy(policy), scorer), []
+    if not _adapters_change(policy, scorer):
+        return Reference("adapter", policy, scorer), []
+    said = "the adapters already change the model at its start, so the reference is a frozen copy of it"
+    return Reference("copy", frozen_copy(policy), scorer), [said]
+
+
+def _adapters_change(policy: PeftModel, scorer: Scorer) -> bool:
+    """Whether a PEFT model at its start already differs from its base, which then is not its reference."""
+    batch = made_batch(policy, scorer.layout)
+    with frozen(policy):
+        on = response_logprobs(policy, batch, scorer)
+        with policy.disable_adapter():
+            off = response_logprobs(policy, batch, scorer)
+    return not (torch.allclose(on.logp_a, off.logp_a, rtol=1e-4) and torch.allclose(on.logp_b, off.logp_b, rtol=1e-4))
 
 
 def check_reference(policy: nn.Module, reference: nn.Module) -> None:

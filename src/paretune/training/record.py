@@ -108,6 +108,23 @@ class HistoryCallback(TrainerCallback):
                 file.write(json.dumps(plain({"step": state.global_step, "time": time.time(), **logs})) + "\n")
 
 
+class StepClock(TrainerCallback):
+    """Seconds of whole optimizer steps, from the first micro-batch to after the update, and how many there were."""
+
+    def __init__(self) -> None:
+        self.started = self.seconds = 0.0
+        self.steps = 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.seconds += time.perf_counter() - self.started
+        self.steps += 1
+
+
 class ConflictBar(ProgressCallback):
     """The progress bar, with the loss and the strongest conflict (least cosine between two objectives) in it."""
 

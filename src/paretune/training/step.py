@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paretune.comparisons.batches import Layout, collate
 from paretune.gradients import (
     GradientStack,
     RowAxisLost,
@@ -19,9 +18,8 @@ from paretune.gradients import (
     trainable_parameters,
 )
 from paretune.losses import LogProbs
-from paretune.policy.eligibility import made_rows
 from paretune.policy.logprobs import ResponseLogprobs, Scorer, response_logprobs
-from paretune.policy.reference import Reference, frozen, reference_logprobs
+from paretune.policy.reference import Reference, reference_logprobs
 
 
 def log_probs(
@@ -59,11 +57,6 @@ def differentiate(
     single_pass(scores.logp_a, slopes_a, stack, layers, retain_graph=True)
     single_pass(scores.logp_b, slopes_b, stack, layers)
     return 2
-
-
-def made_batch(vocabulary: int, layout: Layout) -> dict[str, Tensor]:
-    """A small batch of made comparisons of uneven lengths, for checking what a model does before it trains."""
-    return collate(made_rows(vocabulary, 8), layout=layout, pad_id=0)
 
 
 def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs]) -> str | None:
@@ -106,15 +99,6 @@ def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs]) 
     if not wrong <= tolerance**2 * size:
         return f"on a made batch it differs from a plain backward pass: squared {wrong:.1e} of {size:.1e}"
     return None
-
-
-def adapters_change(model: nn.Module, scorer: Scorer, batch: dict[str, Tensor]) -> bool:
-    """Whether a PEFT model at its start already differs from its base, which then is not its reference."""
-    with frozen(model):
-        on = response_logprobs(model, batch, scorer)
-        with model.disable_adapter():  # type: ignore[operator]
-            off = response_logprobs(model, batch, scorer)
-    return not (torch.allclose(on.logp_a, off.logp_a, rtol=1e-4) and torch.allclose(on.logp_b, off.logp_b, rtol=1e-4))
 
 
 def real_tokens(batch: dict[str, Tensor]) -> int:

@@ -10,8 +10,7 @@ It computes nothing that a pure function of those rooms could. One optimizer ste
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,32 +25,27 @@ from paretune.combine import COMBINERS
 from paretune.combine.labelled import combine_labelled
 from paretune.comparisons.batches import collate
 from paretune.comparisons.tokens import pad_id
-from paretune.errors import InputError
+from paretune.errors import DivergedError, InputError
 from paretune.gradients import GradientStack, RowLayers, trainable_parameters
 from paretune.losses import batch_losses, check_losses, is_reference_free
 from paretune.objectives import Objective, normalize_weights
+from paretune.policy.eligibility import made_batch
 from paretune.policy.loading import load_policy, load_tokenizer, prepare_policy
 from paretune.policy.logprobs import prepare_scorer
-from paretune.policy.reference import Reference, check_reference, frozen, frozen_copy
-from paretune.training.checks import check_arguments, check_output, check_tokens
+from paretune.policy.reference import Reference, choose_reference, frozen
+from paretune.training.checks import check_arguments, check_output, check_tokens, check_weights
 from paretune.training.config import RACOConfig
-from paretune.training.data import TokenizedData, prepare_data, with_reference
+from paretune.training.data import TokenizedData, each, prepare_sets, with_reference
 from paretune.training.diagnostics import ComparisonSums, StepMeans, norm_warning, step_metrics, sum_over_ranks
-from paretune.training.record import ConflictBar, HistoryCallback, RunRecord
+from paretune.training.record import ConflictBar, HistoryCallback, RunRecord, StepClock
 from paretune.training.sampler import StepDataset, StepLoader, StepSampler, count_labels
 from paretune.training.step import (
-    adapters_change,
     differentiate,
     label_shares,
     log_probs,
-    made_batch,
     real_tokens,
     single_pass_reason,
 )
-
-
-class DivergedError(RuntimeError):
-    """Too many steps in a row had margins or gradients that are not finite; a checkpoint was written."""
 
 
 class RACOTrainer(Trainer):
@@ -68,6 +62,7 @@ class RACOTrainer(Trainer):
         ref_model: the reference, where it is not the model that training starts from.
         callbacks, optimizers: as in `Trainer`.
         data_options: for reading the data (`format`, `ties`, `pairs`, `on_bad_row`, …).
+        model_options: for loading a model by name: `dtype`, `quantize`, `merged_to` (of `load_policy`).
 
     Raises:
         InputError: anything a person can put right, before the expensive work starts.
@@ -89,6 +84,7 @@ class RACOTrainer(Trainer):
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         data_options: dict[str, Any] | None = None,
+        model_options: dict[str, Any] | None = None,
     ):
         check_arguments(args)
         check_losses(list(objectives))
@@ -97,25 +93,27 @@ class RACOTrainer(Trainer):
         self.record = RunRecord(args, list(objectives), self.objectives)
         name = model if isinstance(model, str) else str(model.config.name_or_path)
         tokenizer = processing_class or load_tokenizer(name)
-        read = data_options or {}
-        self.train_data = prepare_data(train_dataset, self.objectives, tokenizer, args, self.record, "train", **read)
-        self.eval_data = _each(
-            eval_dataset, lambda d, n: prepare_data(d, self.objectives, tokenizer, args, self.record, n, **read)
+        self.train_data, self.eval_data = prepare_sets(
+            train_dataset, eval_dataset, self.objectives, tokenizer, args, self.record, **(data_options or {})
         )
         if isinstance(model, str):
-            model = load_policy(model, full=peft_config is None)
+            model = load_policy(model, full=peft_config is None, **(model_options or {}))
         check_tokens(model, tokenizer)
+        check_weights(model)
         policy, notices = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
         self.record.say(*notices)
         self.scorer = prepare_scorer(policy, args.layout)
         self.record.say(*self.scorer.notices)
         self.pad = pad_id(tokenizer)
-        self.reference = self._prepare_reference(policy, ref_model)
+        needed = not all(is_reference_free(o) for o in self.objectives)
+        self.reference, notices = choose_reference(policy, ref_model, self.scorer, needed=needed)
+        self.record.say(*notices)
         self.weights = torch.tensor([o.weight for o in self.objectives], dtype=torch.float64)
         self.stack: GradientStack | None = None
         self.layers: RowLayers | None = None
         self.comparison_sums, self.step_means = ComparisonSums(self.objectives, args.beta), StepMeans()
         self.label_counts = torch.zeros(len(self.objectives), dtype=torch.float64)
+        self.clock, self.tokens = StepClock(), 0
         self.skipped = self.skipped_in_a_row = 0
         self._said_norms = False
         super().__init__(
@@ -123,9 +121,9 @@ class RACOTrainer(Trainer):
             args=args,
             data_collator=self._collate,
             train_dataset=StepDataset(self.train_data.rows),
-            eval_dataset=_each(self.eval_data, lambda d, _: StepDataset(d.rows)),
+            eval_dataset=each(self.eval_data, lambda d, _: StepDataset(d.rows)),
             processing_class=tokenizer,
-            callbacks=[HistoryCallback(args.output_dir), *(callbacks or [])],
+            callbacks=[self.clock, HistoryCallback(args.output_dir), *(callbacks or [])],
             optimizers=optimizers,
         )
         bar = any(isinstance(cb, ProgressCallback) for cb in self.callback_handler.callbacks)
@@ -140,27 +138,11 @@ class RACOTrainer(Trainer):
 
     # ---- set-up ----
 
-    def _prepare_reference(self, policy: nn.Module, ref_model: str | PreTrainedModel | None) -> Reference:
-        if all(is_reference_free(o) for o in self.objectives):
-            return Reference("none")
-        if ref_model is not None:
-            loaded = load_policy(ref_model, full=False) if isinstance(ref_model, str) else ref_model
-            check_reference(policy, loaded)
-            loaded.requires_grad_(False).eval()
-            return Reference("copy", loaded, prepare_scorer(loaded, self.scorer.layout))
-        if isinstance(policy, PeftModel):
-            batch = made_batch(_vocabulary(policy), self.scorer.layout)
-            batch = {key: value.to(policy.device) for key, value in batch.items()}
-            if not adapters_change(policy, self.scorer, batch):
-                return Reference("adapter", policy, self.scorer)
-            self.record.say("the adapters already change the model at its start: the reference is a frozen copy of it")
-        return Reference("copy", frozen_copy(policy), self.scorer)
-
     def _choose_gradient_mode(self) -> bool:
         """Whether one backward pass serves all objectives; says once why not."""
         if self.args.gradient_mode == "per_objective":
             return False
-        batch = self._prepare_inputs(made_batch(_vocabulary(self.model), self.scorer.layout))
+        batch = self._prepare_inputs(made_batch(self.model, self.scorer.layout))
 
         def score() -> Any:
             with self.accelerator.autocast():
@@ -181,7 +163,7 @@ class RACOTrainer(Trainer):
                 data, self.reference, self._collate, args.eval_batch_size, self.accelerator.autocast, args.device
             )
         self.train_dataset = StepDataset(self.train_data.rows)
-        self.eval_dataset = _each(self.eval_data, lambda d, _: StepDataset(d.rows))
+        self.eval_dataset = each(self.eval_data, lambda d, _: StepDataset(d.rows))
         self.reference = Reference("precomputed")
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -237,7 +219,6 @@ class RACOTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Adds one micro-batch to the m gradients; at the step's last, combines them into `.grad`."""
-        started = time.perf_counter()
         self.model.train()
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()  # type: ignore[union-attr]
@@ -258,7 +239,7 @@ class RACOTrainer(Trainer):
             self.comparison_sums.add(logps, losses, batch["preferences"])
         if self.accelerator.sync_gradients:
             self._combine(self.stack)
-        self.step_means.add({"time/micro": time.perf_counter() - started, "tokens/micro": real_tokens(batch)})
+        self.tokens += real_tokens(batch)
         return loss.float()
 
     def _divisors(self) -> Tensor:
@@ -352,11 +333,10 @@ class RACOTrainer(Trainer):
 
     def _drain(self) -> dict[str, float]:
         means = self.step_means.read()
-        micro, tokens = means.pop("time/micro", 0.0), means.pop("tokens/micro", 0.0)
         metrics = {**self.comparison_sums.read(self.args.device), **means}
-        if micro:
-            metrics["time/step"] = micro * self.args.gradient_accumulation_steps
-            metrics["tokens/second"] = tokens / micro * self.args.world_size
+        if self.clock.seconds:
+            metrics["time/step"] = self.clock.seconds / self.clock.steps
+            metrics["tokens/second"] = self.tokens / self.clock.seconds * self.args.world_size
         if self.skipped:
             metrics["steps/skipped"] = float(self.skipped)
         warning = norm_warning(means)
@@ -364,6 +344,7 @@ class RACOTrainer(Trainer):
             self._said_norms = True
             self.record.say(warning)
         self.comparison_sums, self.step_means = ComparisonSums(self.objectives, self.args.beta), StepMeans()
+        self.clock.seconds, self.clock.steps, self.tokens = 0.0, 0, 0
         return metrics
 
     def evaluation_loop(
@@ -390,19 +371,6 @@ class RACOTrainer(Trainer):
         metrics = {"loss": sum(w * value for w, value in losses_by_name), **metrics}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]
-
-
-def _each(data: Any, function: Callable[[Any, str], Any]) -> Any:
-    """The function of a data set, of each of a mapping of them, or None of None."""
-    if data is None:
-        return None
-    if isinstance(data, dict):
-        return {name: function(part, f"eval {name}") for name, part in data.items()}
-    return function(data, "eval")
-
-
-def _vocabulary(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _values(data: TokenizedData | dict[str, TokenizedData] | None) -> list[TokenizedData]:
