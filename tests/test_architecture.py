@@ -32,8 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *{"errors", "objectives", "comparisons", "policy", "losses", "gradients", "combine", "preferences"},
     },
 }
-# These sequence the rooms: anything but the command line, which nothing imports.
-ANYTHING = {"sandbox", "pipelines", "cli"}
+# These sequence the rooms: anything but the command line, which nothing imports (`python -m paretune` is one).
+ANYTHING = {"sandbox", "pipelines", "cli", "__main__"}
 NO_TRANSFORMERS = {"errors", "objectives", "losses", "gradients", "combine"}
 
 
@@ -69,7 +69,7 @@ def violations(path_parts: tuple[str, ...], tree: ast.AST) -> list[str]:
             found.append(f"{line}: {room} imports {name}; it is torch in, torch out")
         if target[0] != "paretune" or len(target) < 2 or target[1] in (room, "__version__"):
             continue
-        if target[1] == "cli":
+        if target[1] == "cli" and room != "__main__":
             found.append(f"{line}: {name}; nothing imports the command line")
         elif room not in ANYTHING:
             allowed = MAY_IMPORT.get(room)
@@ -108,6 +108,7 @@ def test_imports_run_to_the_left() -> None:
         ("evaluation.sample", "import paretune.training", True),
         ("training.trainer", "from paretune.cli.main import main", True),
         ("pipelines.front", "from paretune import cli", True),
+        ("__main__", "from paretune.cli.main import main", False),
         ("cli.train", "from paretune.training.trainer import RACOTrainer", False),
         ("attic.old", "from paretune.losses import margin", True),
     ],
