@@ -1,0 +1,124 @@
+"""`paretune COMMAND`: finds the command, and turns errors for people into one line and an exit status.
+
+Status 0: done. 2: something that a person can put right (`InputError`). 3: a run that diverged. 130: stopped by ctrl-C.
+Everything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from paretune import __version__
+from paretune.cli.settings import nearest
+from paretune.errors import DivergedError, InputError
+
+COMMANDS = {
+    "train": "aligns a model with several objectives at once",
+    "evaluate": "held-out losses, margins and accuracies of one or several models",
+    "data": "what a data set holds: labels, agreement, conflicts, lengths",
+    "sft": "supervised start: teaches a model to answer, before it is aligned",
+}
+
+HELP = """\
+paretune aligns a language model with several objectives at once, by the weights you give them.
+
+usage: paretune COMMAND [CONFIG.yaml] [--key value ...]
+
+{commands}
+
+A first run, from comparisons that carry one label per objective:
+
+  paretune data train.jsonl
+  paretune train --model Qwen/Qwen3-0.6B --data train.jsonl --eval_fraction 0.1 \\
+      --objectives '{{helpful: 0.6, harmless: 0.4}}' --lora true --output_dir runs/first
+  paretune evaluate --model runs/first
+
+Settings come from the YAML file first and from the flags over it; an unknown key is an error that names the nearest.
+`paretune COMMAND --help` explains a command and its keys; `paretune --version` names the version.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are errors of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message, fix=f"See {self.prog} --help.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line and returns its exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    said = logging.StreamHandler(sys.stderr)
+    said.setFormatter(logging.Formatter("paretune: %(message)s"))
+    logger = logging.getLogger("paretune")
+    level = logger.level
+    logger.addHandler(said)
+    logger.setLevel(logging.INFO)
+    try:
+        return _dispatch(words)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except DivergedError as error:
+        return _fail(str(error), 3)
+    except KeyboardInterrupt:
+        hint = (
+            " To go on from the last checkpoint, give the same command with --resume." if "train" in words[:1] else ""
+        )
+        return _fail(f"stopped.{hint}", 130)
+    except BrokenPipeError:  # `paretune data … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    finally:
+        logger.removeHandler(said)
+        logger.setLevel(level)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        print(HELP.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())), end="")
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"paretune {__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        fix = f"{nearest(name, COMMANDS)} See paretune --help."
+        raise InputError(f"unknown command {name!r}", expected=f"one of {', '.join(COMMANDS)}", fix=fix)
+    _quiet()
+    module = import_module(f"paretune.cli.{name}")
+    if not hasattr(module, "add_arguments"):
+        return int(module.main(rest))
+    parser = Parser(
+        prog=f"paretune {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    try:
+        return int(module.run(parser.parse_args(rest)))
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+
+
+def _quiet() -> None:
+    """No progress bars of other packages in a log file, and no remarks of theirs that concern their own callers."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"paretune: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
