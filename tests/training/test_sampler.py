@@ -18,9 +18,7 @@ def steps(labelled: np.ndarray, *, micro: int, accumulation: int, world: int, ep
     """The rows of each step, in micro-batch and rank order, put together from what every rank yields."""
     ranks = []
     for rank in range(world):
-        sampler = StepSampler(
-            labelled, micro_batch=micro, accumulation=accumulation, rank=rank, world=world, seed=3
-        )
+        sampler = StepSampler(labelled, micro_batch=micro, accumulation=accumulation, rank=rank, world=world, seed=3)
         sampler.set_epoch(epoch)
         batches = list(sampler)
         assert len(batches) == len(sampler)

@@ -23,7 +23,7 @@ def check_arguments(args: TrainingArguments) -> None:
             "it smooths token labels",
             "Give soft preferences.",
         ),
-        ("layerwise" in str(args.optim) or "lomo" in str(args.optim), "optim", _ONE_BY_ONE, "Choose adamw_torch."),
+        (any(k in str(args.optim).lower() for k in ("layerwise", "lomo")), "optim", _ONE_BY_ONE, "Choose adamw_torch."),
         (bool(args.deepspeed), "deepspeed", "its engine owns gradients", "Run with torchrun (plain data parallel)."),
         (bool(args.fsdp), "fsdp", "sharded gradients are not combined yet", "Run with torchrun (plain data parallel)."),
         (args.use_liger_kernel, "use_liger_kernel", "a fused loss hides the log-probabilities", "Leave it out."),

@@ -17,7 +17,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -100,6 +100,7 @@ class RACOTrainer(Trainer):
             model = load_policy(model, full=peft_config is None, **(model_options or {}))
         check_tokens(model, tokenizer)
         check_weights(model)
+        set_seed(args.seed)  # new adapters are drawn at random: the run's seed decides them, not what ran before
         policy, notices = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
         self.record.say(*notices)
         self.scorer = prepare_scorer(policy, args.layout)
