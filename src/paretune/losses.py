@@ -99,8 +99,10 @@ class LogProbs:
     tokens_b: Tensor
 
 
-def margin(objective: Objective, logps: LogProbs) -> Tensor:
-    """The objective's margin of a over b, (N,): Delta of spec 1.1 (arXiv 2602.02495, section 3), SimPO's u, or a mix.
+def sides(objective: Objective, logps: LogProbs) -> tuple[Tensor, Tensor]:
+    """What the objective compares of a and of b, (N,) each: log-ratios to the reference, per token where it says so.
+
+    Times beta they are the implicit rewards of DPO (arXiv 2305.18290, section 5).
 
     Raises:
         InputError: the objective needs reference log-probabilities and there are none.
@@ -116,6 +118,16 @@ def margin(objective: Objective, logps: LogProbs) -> Tensor:
         side_a, side_b = side_a - logps.ref_a, side_b - logps.ref_b
     if is_length_normalized(objective):
         side_a, side_b = side_a / logps.tokens_a, side_b / logps.tokens_b
+    return side_a, side_b
+
+
+def margin(objective: Objective, logps: LogProbs) -> Tensor:
+    """The objective's margin of a over b, (N,): Delta of spec 1.1 (arXiv 2602.02495, section 3), SimPO's u, or a mix.
+
+    Raises:
+        InputError: as `sides`.
+    """
+    side_a, side_b = sides(objective, logps)
     return side_a - side_b
 
 
@@ -154,7 +166,7 @@ class BatchLosses:
     labelled: Tensor
 
 
-def _detached(logps: LogProbs) -> LogProbs:
+def detached(logps: LogProbs) -> LogProbs:
     ref_a, ref_b = (None if t is None else t.detach().double() for t in (logps.ref_a, logps.ref_b))
     return LogProbs(logps.a.detach().double(), logps.b.detach().double(), ref_a, ref_b, logps.tokens_a, logps.tokens_b)
 
@@ -171,7 +183,7 @@ def batch_losses(objectives: Sequence[Objective], beta: float, logps: LogProbs, 
         logps: of N comparisons; `a` and `b` may carry a graph, which is left alone.
         preferences: (N, M), NaN where an objective has no opinion.
     """
-    double = _detached(logps)
+    double = detached(logps)
     a, b = double.a.requires_grad_(), double.b.requires_grad_()
     rows: list[tuple[Tensor, ...]] = []
     with torch.enable_grad():

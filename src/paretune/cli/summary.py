@@ -21,9 +21,8 @@ def summary(record: dict[str, Any], history: Sequence[dict[str, Any]], output_di
     evaluation: dict[str, Any] = {}
     for line in history:
         evaluation.update({k: v for k, v in line.items() if k.startswith("eval_")})
-    last: dict[str, Any] = {}
-    for line in train:
-        last.update(line)
+    end = train[-max(1, len(train) // 10) :]  # one step alone is noise
+    last = {key: mean(end, key) for line in end for key in line}
     head = ["objective", "weight", "effective", "loss", "margin", "accuracy"]
     held_out = any(key.startswith("eval_loss/") for key in evaluation)
     head += ["eval loss", "eval margin", "eval accuracy"] if held_out else []

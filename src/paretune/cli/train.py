@@ -47,7 +47,7 @@ GROUPS = {
     "To what": ["objectives", "beta", "combiner", "c", "clip", "normalize", "normalize_gradients"],
     "How": [
         *["learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"],
-        *["gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "gradient_checkpointing", "seed"],
+        *["gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "activation_checkpointing", "seed"],
     ],
     "The run": [
         "output_dir",
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
         with no_new_folder(args.output_dir):
             print(dry_run(keys, args, objectives, adapter))
         return 0
-    with no_new_folder(args.output_dir):
+    with no_new_folder(args.output_dir):  # an error before training leaves no empty folder behind
         trainer = _build(keys, args, objectives, adapter)
         if checkpoint is not None:
             check_same_data(trainer, Path(args.output_dir))

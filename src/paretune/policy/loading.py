@@ -88,6 +88,23 @@ def load_policy(
         raise InputError(f"cannot load the model: {_first_line(error)}", where=f"model {name}") from error
 
 
+def load_scored(name: str, *, dtype: str = "auto") -> nn.Module:
+    """The model of a directory or hub id, to be scored: an adapter stays apart from its base, so it can be off.
+
+    Raises:
+        InputError: as `load_policy`; an adapter whose base is not there.
+    """
+    check_model_path(name)
+    path = os.path.expanduser(name)
+    if not os.path.exists(os.path.join(path, "adapter_config.json")):
+        return load_policy(name, full=False, dtype=dtype).requires_grad_(False).eval()
+    base = load_policy(str(PeftConfig.from_pretrained(path).base_model_name_or_path), full=False, dtype=dtype)
+    try:
+        return PeftModel.from_pretrained(base, path).requires_grad_(False).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"cannot load the adapter: {_first_line(error)}", where=f"model {name}") from error
+
+
 def _dtype(name: str) -> Any:
     if name == "auto":
         return "auto"

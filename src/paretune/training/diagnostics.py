@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paretune.combine import Combination
-from paretune.losses import BatchLosses, LogProbs, is_length_normalized, is_reference_free
+from paretune.losses import BatchLosses, LogProbs, detached, sides
 from paretune.objectives import Objective
 
 
@@ -32,9 +32,10 @@ class ComparisonSums:
     def add(self, logps: LogProbs, losses: BatchLosses, preferences: Tensor) -> None:
         """Adds one batch of N comparisons; `preferences` is (N, m) with NaN for missing."""
         rows = []
+        double = detached(logps)
         for i, objective in enumerate(self.objectives):
             beta = objective.beta or self.beta
-            reward_a, reward_b = (beta * side for side in _sides(objective, logps))
+            reward_a, reward_b = (beta * side for side in sides(objective, double))
             p = preferences[:, i].double()
             decided = losses.labelled[i] & (p != 0.5)
             chosen = torch.where(p > 0.5, reward_a, reward_b)[decided]
@@ -80,16 +81,6 @@ class ComparisonSums:
         if logps[2]:
             metrics["logps/a"], metrics["logps/b"] = (logps[:2] / logps[2]).tolist()
         return metrics
-
-
-def _sides(objective: Objective, logps: LogProbs) -> tuple[Tensor, Tensor]:
-    sides = []
-    for side, reference, tokens in ((logps.a, logps.ref_a, logps.tokens_a), (logps.b, logps.ref_b, logps.tokens_b)):
-        value = side.detach().double()
-        if reference is not None and not is_reference_free(objective):
-            value = value - reference.double()
-        sides.append(value / tokens if is_length_normalized(objective) else value)
-    return sides[0], sides[1]
 
 
 class StepMeans:

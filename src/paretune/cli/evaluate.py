@@ -1,0 +1,278 @@
+"""`paretune evaluate`: held-out losses, margins and accuracies of one or several models."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretune.cli.keys import DataKeys, full_path, key, objectives_of
+from paretune.cli.settings import resolve
+from paretune.cli.summary import table
+from paretune.cli.train import run_record
+from paretune.errors import InputError
+from paretune.objectives import Objective, parse_objectives
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from paretune.evaluation.margins import Margins
+
+logger = logging.getLogger(__name__)
+
+INTRO = """
+paretune evaluate [CONFIG.yaml] --model RUN_OR_MODEL [--model ...] [--data FILE] [--key value ...]
+
+Scores comparisons that a model was not trained on: per objective the loss, the margin (implicit reward of the preferred
+response minus that of the other), how often it is positive (accuracy), and both rewards, with 95 % intervals from
+drawing whole groups of rows anew. Beside them stands how often "the shorter response wins" would be right: a model that
+is not better than that, or than its complement, may have learnt lengths.
+
+  paretune evaluate --model runs/first                      # the rows that the run itself held out
+  paretune evaluate --model runs/first --data test.jsonl --json figures.json
+  paretune evaluate --model runs/first --model runs/second --data test.jsonl      # and paired differences
+  paretune evaluate --model some/model --ref_model its/base --data test.jsonl --objectives helpful,harmless
+
+What is not given comes from the run.json of the first model that is a run. The reference of an adapter is its base, of
+a fully trained run the model it started from, of any other model ref_model or else the first run's.
+"""
+
+GROUPS = {
+    "What is scored": ["model", "ref_model", "dtype", "batch_size"],
+    "On which data": ["data", "eval_fraction", "format", "ties", "pairs", "on_bad_row", "take", "max_length"],
+    "By what": ["objectives", "beta"],
+    "What comes out": ["json", "draws", "seed"],
+}
+
+
+@dataclass
+class EvaluateKeys(DataKeys):
+    """Keys of `paretune evaluate`; None takes what the run was trained with."""
+
+    model: str | list | None = key("A run's directory, a model's directory or hub id; several are compared.")
+    ref_model: str | None = key("The reference of all of them.")
+    objectives: str | list | dict | None = key("As in train; or names separated by commas.")
+    beta: float | None = key("Inverse temperature of objectives without one of their own [the run's, else 0.2].")
+    max_length: int | None = key("Tokens of prompt and response [the run's, else 2048].")
+    eval_fraction: float | None = key("Score only the share of data that a run with this eval_fraction held out.")
+    format: str | None = key("Layout of the rows [the run's, else recognised].")  # type: ignore[assignment]
+    ties: str | None = key("What a tie of the raco layout means [the run's, else missing].")  # type: ignore[assignment]
+    pairs: str | None = key("Pairs made of K scored responses [the run's, else all].")  # type: ignore[assignment]
+    on_bad_row: str | None = key("'error' or 'skip' [the run's, else error].")  # type: ignore[assignment]
+    dtype: str = key("auto: as stored; or float32, bfloat16, float16.", "auto")
+    batch_size: int = key("Comparisons per forward pass.", 16)
+    draws: int = key("Bootstrap draws behind each interval.", 2000)
+    seed: int = key("Of the draws.", 0)
+    json: str | None = key("Write all figures to this file.")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit status."""
+    if "--help" in argv or "-h" in argv:
+        from paretune.cli.help import command_help
+
+        print(command_help(INTRO, GROUPS, (EvaluateKeys,)))
+        return 0
+    keys: EvaluateKeys = resolve(argv, EvaluateKeys, None, required=("model",)).own
+    names = [full_path(name) for name in ([keys.model] if isinstance(keys.model, str) else keys.model or [])]
+    records = [run_record(Path(name)) for name in names]
+    run = next((record for record in records if "settings" in record and record.get("objectives")), {})
+    settings = {**run.get("settings", {}), **{k: run.get("config", {}).get(k) for k in ("beta", "max_length")}}
+    objectives = _objectives(keys, run)
+    rows = read_rows(keys, run, settings, objectives)
+    for name in names:
+        _exists(name)
+    references = _references(keys, names, records, objectives)
+    beta = keys.beta if keys.beta is not None else float(settings.get("beta") or 0.2)
+    max_length = keys.max_length if keys.max_length is not None else settings.get("max_length", 2048)
+    scored = [
+        score(name, reference, rows, objectives, beta, max_length, keys)
+        for name, reference in zip(names, references, strict=True)
+    ]
+    result = _compare(scored, rows, objectives, keys)
+    result |= {"names": names, "references": references, "beta": beta}
+    if keys.json is not None:
+        from paretune.training.record import write_json
+
+        write_json(Path(keys.json).expanduser(), result)
+    print(render(result, [o.name for o in objectives]))
+    return 0
+
+
+def _objectives(keys: EvaluateKeys, run: dict[str, Any]) -> list[Objective]:
+    given = objectives_of(keys.objectives)
+    if given is not None:
+        return given
+    if not run:
+        fix = "Name them: --objectives helpful,harmless."
+        raise InputError("no objectives are given, and no model is a run that has them", fix=fix)
+    return parse_objectives(run["objectives"])
+
+
+def read_rows(
+    keys: EvaluateKeys, run: dict[str, Any], settings: dict[str, Any], objectives: list[Objective]
+) -> Dataset:
+    """The comparisons to score: as given, else the run's held-out ones.
+
+    Raises:
+        InputError: the run has none, or the data is bad.
+    """
+    data, fraction = keys.data, keys.eval_fraction
+    if data is None:
+        fraction = fraction if fraction is not None else run.get("config", {}).get("eval_fraction")
+        data = settings.get("eval_data") or (settings.get("data") if fraction is not None else None)
+        if data is None:
+            raise InputError("no data is given, and the run held no rows out", fix="Give it: --data FILE.")
+    from paretune.comparisons.formats import read_comparisons
+    from paretune.comparisons.rows import split_groups
+
+    options = {name: value for name, value in keys.read_options().items() if value is not None}
+    for name in ("format", "ties", "pairs", "on_bad_row", "take"):
+        # a format was named for the run's own data; other data is recognised unless it is said what it is
+        if name not in options and settings.get(name) is not None and (name != "format" or keys.data is None):
+            options[name] = settings[name]
+    rows, report = read_comparisons(data, objectives=objectives, **options)
+    for warning in report.warnings:
+        logger.warning(warning)
+    return rows if fraction is None else split_groups(rows, fraction)[1]
+
+
+def _exists(name: str) -> None:
+    from paretune.policy.loading import check_model_path
+
+    check_model_path(name)
+
+
+def _references(
+    keys: EvaluateKeys, names: list[str], records: list[dict[str, Any]], objectives: list[Objective]
+) -> list[str | None]:
+    """The reference of each model: a name, "adapters off", or None where no objective needs one."""
+    from paretune.losses import is_reference_free
+
+    if all(is_reference_free(o) for o in objectives):
+        return [None] * len(names)
+    if keys.ref_model is not None:
+        return [full_path(keys.ref_model)] * len(names)
+    found: list[str | None] = []
+    for name, record in zip(names, records, strict=True):
+        settings = record.get("settings", {})
+        if record.get("objectives") and settings.get("ref_model"):
+            found.append(full_path(str(settings["ref_model"])))
+        elif os.path.exists(os.path.join(name, "adapter_config.json")):
+            found.append(ADAPTERS_OFF)
+        else:
+            found.append(settings.get("model") if record.get("objectives") else None)
+    known = next((_named(name, ref) for name, ref in zip(names, found, strict=True) if ref is not None), None)
+    if known is None:
+        fix = "Name the model that training started from: --ref_model MODEL."
+        raise InputError("no reference is known", where=f"model {names[0]}", fix=fix)
+    return [ref if ref is not None else known for ref in found]
+
+
+ADAPTERS_OFF = "adapters off"
+
+
+def _named(name: str, reference: str) -> str:
+    if reference != ADAPTERS_OFF:
+        return reference
+    from peft import PeftConfig
+
+    return str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+
+
+def score(
+    name: str,
+    reference: str | None,
+    rows: Dataset,
+    objectives: list[Objective],
+    beta: float,
+    max_length: int | None,
+    keys: EvaluateKeys,
+) -> Margins:
+    """One model's margins on the rows; loads it and lets it go again."""
+    import torch
+
+    from paretune.comparisons.tokens import pad_id, tokenize_comparisons
+    from paretune.evaluation.margins import evaluate_margins
+    from paretune.policy.loading import load_scored, load_tokenizer
+    from paretune.policy.logprobs import prepare_scorer
+    from paretune.policy.reference import Reference, check_reference
+
+    tokenizer = load_tokenizer(name)
+    data, tokens = tokenize_comparisons(rows, tokenizer, [o.name for o in objectives], max_length=max_length)
+    for warning in tokens.warnings:
+        logger.warning(warning)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_scored(name, dtype=keys.dtype).to(device)
+    scorer = prepare_scorer(model)
+    other = Reference("none")
+    if reference == ADAPTERS_OFF:
+        other = Reference("adapter", model, scorer)
+    elif reference is not None:
+        loaded = load_scored(reference, dtype=keys.dtype).to(device)
+        check_reference(model, loaded)
+        other = Reference("copy", loaded, prepare_scorer(loaded, scorer.layout))
+    return evaluate_margins(
+        model, scorer, other, data, objectives, beta, pad_id=pad_id(tokenizer), batch_size=keys.batch_size
+    )
+
+
+def _compare(scored: list[Margins], rows: Dataset, objectives: list[Objective], keys: EvaluateKeys) -> dict[str, Any]:
+    import numpy as np
+
+    from paretune.comparisons.rows import group_of
+    from paretune.evaluation.margins import compare
+
+    common = sorted(set.intersection(*({int(i) for i in margins.index} for margins in scored)))
+    if not common:
+        raise InputError("no comparison fits all models", fix="Raise max_length.")
+    if any(len(margins.index) > len(common) for margins in scored):
+        logger.warning("%d comparisons fit all models and are scored", len(common))
+    kept = np.array(common)
+    groups = [group_of(row) for row in rows.select(common)]
+    return compare([m.select(kept) for m in scored], groups, objectives, draws=keys.draws, seed=keys.seed)
+
+
+# ---- text ----
+
+
+def render(result: dict[str, Any], objectives: list[str]) -> str:
+    """The tables of a comparison in plain text."""
+    columns = ("loss", "margin", "accuracy", "chosen", "rejected")
+    labels = _labels(result["names"])
+    several = len(labels) > 1
+    head = [*(["model"] if several else []), "objective", "labels", *columns]
+    rows = []
+    for label, found in zip(labels, result["models"], strict=True):
+        for name in objectives:
+            cells = [_cell(found[name][column], column) for column in columns]
+            rows.append([*([label] if several else []), name, str(found[name]["loss"]["n"]), *cells])
+    what = f"{result['comparisons']} comparisons in {result['groups']} groups (or prompts); 95 % intervals over groups."
+    lines = [what, "", table(head, rows)]
+    for label, found in zip(labels[1:], result["differences"], strict=True):
+        rows = [[name, *(_cell(found[name][c], c, sign=True) for c in columns)] for name in objectives]
+        lines += ["", f"{label} minus {labels[0]}, paired:", table(["objective", *columns], rows)]
+    base = [[name, _cell(result["baseline"][name]["shorter"], "accuracy")] for name in objectives]
+    lines += ["", table(["length-only baseline", "accuracy of 'the shorter response wins'"], base), ""]
+    for label, reference in zip(labels, result["references"], strict=True):
+        if reference is not None:
+            lines.append(f"reference of {label}: {reference}")
+    return "\n".join(lines).rstrip()
+
+
+def _labels(names: list[str]) -> list[str]:
+    """Their last folders where these tell them apart."""
+    short = [os.path.basename(name.rstrip("/")) or name for name in names]
+    return short if len(set(short)) == len(short) else names
+
+
+def _cell(figure: dict[str, Any], column: str, *, sign: bool = False) -> str:
+    if figure["value"] is None:
+        return "-"
+    form = ("+.1%" if sign else ".1%") if column == "accuracy" else "+.3f" if sign or column not in ("loss",) else ".3f"
+    text = format(figure["value"], form)
+    if figure["low"] is None:
+        return text
+    return f"{text} [{format(figure['low'], form)}, {format(figure['high'], form)}]"
