@@ -161,7 +161,7 @@ def made_batch(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
     base = base_model(model)
     longest = getattr(base.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     vocabulary = base.config.get_text_config().vocab_size
-    batch = collate(made_rows(vocabulary, min(24, longest - 16)), layout=layout, pad_id=0)
+    batch = collate(made_rows(vocabulary, max(4, min(24, longest - 16))), layout=layout, pad_id=0)
     return _moved(batch, next(base.parameters()).device)
 
 

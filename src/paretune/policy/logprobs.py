@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from paretune.comparisons.batches import Layout, collate
+from paretune.comparisons.batches import Layout
 from paretune.errors import InputError
 from paretune.policy.attention import base_model, flat_inputs, shared_inputs, use_paretune_attention
-from paretune.policy.eligibility import backbone, coarsest_eps, evaluating, made_rows, shared_layout_reason
+from paretune.policy.eligibility import backbone, coarsest_eps, evaluating, made_batch, shared_layout_reason
 
 # Bytes of float32 logits that exist at once.
 _LOGITS_BYTES = 256 << 20
@@ -182,15 +182,11 @@ def head_reason(model: nn.Module, layout: Layout) -> str | None:
     Compared on a made, padded batch in the given layout, without gradients and in eval mode.
     """
     base = base_model(model)
-    config = base.config
-    if config.get_text_config() is not config:
+    if base.config.get_text_config() is not base.config:
         return "the language model sits inside a multimodal one"
     if base.get_output_embeddings() is None or backbone(base) is base:
         return "the model has no separate head"
-    longest = getattr(config, "max_position_embeddings", None) or 1 << 30
-    device = next(base.parameters()).device
-    batch = collate(made_rows(config.vocab_size, min(24, longest - 16)), layout=layout, pad_id=0)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = made_batch(base, layout)
     scored = batch["score_a"] | batch["score_b"]
     with evaluating(base), torch.no_grad():
         own = token_logprobs(base, batch, own_head=True)[scored]
