@@ -40,7 +40,7 @@ clean: ## remove caches and build outputs; .venv stays
 # into as it is. pip leaves alone what already has the pinned version.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing what constraints.txt pins into .venv (PyTorch is large: one to several minutes)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,quant]'
 	@touch $@
 
 $(BIN)/python:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -148,13 +149,21 @@ def prepare_policy(
         for module in model.modules():
             if isinstance(module, nn.Dropout) and module.p > 0 and not isinstance(model, PeftModel):
                 module.p = 0.0
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes packs weights on the CPU at the first evaluation, for good, and the packed product has no
+            # gradient: training after an evaluation would silently lose it
+            module.support_avx512bf16_for_cpu = False
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise InputError("a peft_config for a model that already has adapters", fix="Leave peft_config out.")
         if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         try:
-            model = get_peft_model(model, peft_config)
+            with warnings.catch_warnings():
+                # peft asks transformers by a name that is on its way out: nothing that a user could change
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+                model = get_peft_model(model, peft_config)
         except ValueError as error:
             raise InputError(f"the adapter does not fit the model: {_first_line(error)}", where="lora") from error
     trained = [p for p in model.parameters() if p.requires_grad]

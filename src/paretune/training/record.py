@@ -161,7 +161,7 @@ class RunRecord:
             "notices": [],
         }
         total = sum(o.weight for o in given)
-        if abs(total - 1) > 1e-6:
+        if given and abs(total - 1) > 1e-6:
             self.say(f"the weights sum to {total:g}, not 1, and were normalised to {_weights(objectives)}")
 
     def say(self, *notices: str) -> None:

@@ -149,7 +149,7 @@ class RACOTrainer(Trainer):
             with self.accelerator.autocast():
                 return log_probs(self.model, self.scorer, Reference("none"), batch)[0]
 
-        self.model.eval()
+        self.model.train()
         reason = single_pass_reason(self.model, score)
         if reason is not None and self.args.gradient_mode == "single_pass":
             raise InputError(f"single_pass cannot serve this model: {reason}", fix="Set gradient_mode to auto.")
