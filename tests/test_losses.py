@@ -1,4 +1,4 @@
-"""Every loss against its formula written out in scalars, and its slopes against autograd through the log-probabilities."""
+"""Every loss against its formula written out in scalars, and its slopes against numeric ones and autograd."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ out = Path(sys.argv[1])
 rows = made_text_rows(21)
 trainer = small_trainer(
     out / "run", rows=rows[:15], eval_dataset=rows[15:], lora=True, optim="sgd", learning_rate=0.1, max_steps=5,
-    per_device_train_batch_size=2, gradient_accumulation_steps=2, ddp_backend="gloo", eval_strategy="steps", eval_steps=5,
+    per_device_train_batch_size=2, gradient_accumulation_steps=2, ddp_backend="gloo",
+    eval_strategy="steps", eval_steps=5,
 )
 trainer.train()
 rank = trainer.args.process_index

@@ -153,7 +153,7 @@ def prepare_policy(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes packs weights on the CPU at the first evaluation, for good, and the packed product has no
             # gradient: training after an evaluation would silently lose it
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (not an attribute of every module)
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise InputError("a peft_config for a model that already has adapters", fix="Leave peft_config out.")
