@@ -167,6 +167,7 @@ class BatchLosses:
 
 
 def detached(logps: LogProbs) -> LogProbs:
+    """The same numbers without their graph, log-probabilities in float64."""
     ref_a, ref_b = (None if t is None else t.detach().double() for t in (logps.ref_a, logps.ref_b))
     return LogProbs(logps.a.detach().double(), logps.b.detach().double(), ref_a, ref_b, logps.tokens_a, logps.tokens_b)
 

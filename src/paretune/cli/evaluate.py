@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.cli.keys import DataKeys, full_path, key, objectives_of
+from paretune.cli.rundir import run_record
 from paretune.cli.settings import resolve
 from paretune.cli.summary import table
-from paretune.cli.train import run_record
 from paretune.errors import InputError
 from paretune.objectives import Objective, parse_objectives
 

@@ -68,9 +68,26 @@ class ModelKeys:
 
 
 def full_path(name: str) -> str:
-    """A local directory as an absolute path, so that what names it later works from any folder; a hub id as it is."""
+    """A local file or directory as an absolute path, so that its name works from any folder; a hub id as it is."""
     path = os.path.expanduser(name)
-    return os.path.abspath(path) if os.path.isdir(path) else name
+    return os.path.abspath(path) if os.path.exists(path) else name
+
+
+def full_paths(data: Any) -> Any:
+    """The same for data in any of its forms: a path, a list, or {path, …}."""
+    if isinstance(data, str):
+        return full_path(data)
+    if isinstance(data, list):
+        return [full_paths(entry) for entry in data]
+    if isinstance(data, dict):
+        return {k: full_paths(v) if k == "path" or isinstance(v, list | dict) else v for k, v in data.items()}
+    return data
+
+
+def resolved(keys: Any) -> dict[str, Any]:
+    """A command's own keys as they go into the run's record: with absolute paths of what is local."""
+    values = dataclasses.asdict(keys)
+    return {k: full_paths(v) if k in ("model", "ref_model", "data", "eval_data") else v for k, v in values.items()}
 
 
 def objectives_of(value: Any) -> list[Objective] | None:

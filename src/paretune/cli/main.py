@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import NoReturn
 
@@ -60,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     logger.addHandler(said)
     logger.setLevel(logging.INFO)
     try:
-        return _dispatch(words)
+        with warnings.catch_warnings():
+            _quiet()
+            return _dispatch(words)
     except InputError as error:
         return _fail(str(error), 2)
     except DivergedError as error:
@@ -90,7 +93,6 @@ def _dispatch(words: list[str]) -> int:
     if name not in COMMANDS:
         fix = f"{nearest(name, COMMANDS)} See paretune --help."
         raise InputError(f"unknown command {name!r}", expected=f"one of {', '.join(COMMANDS)}", fix=fix)
-    _quiet()
     module = import_module(f"paretune.cli.{name}")
     if not hasattr(module, "add_arguments"):
         return int(module.main(rest))
@@ -108,7 +110,9 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _quiet() -> None:
-    """No progress bars of other packages in a log file, and no remarks of theirs that concern their own callers."""
+    """No progress bars of other packages in a log file, and no remarks of theirs about each other."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it whether or not it is used
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -40,10 +40,6 @@ class Settings:
     own: Any
     config: dict[str, Any]
 
-    def resolved(self) -> dict[str, Any]:
-        """The command's own keys as plain values, for the run's record."""
-        return dataclasses.asdict(self.own)
-
 
 def resolve(argv: list[str], own: type, config: type | None, *, required: Iterable[str]) -> Settings:
     """The settings that a command line asks for.
