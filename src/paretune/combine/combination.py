@@ -45,7 +45,7 @@ class Combination:
 
 def combination(a: Vector, p: Vector, clipped: Vector, *, clip_active: bool, info: dict[str, Any]) -> Combination:
     """A Combination from lists."""
-    a_, p_, clipped_ = (torch.tensor(values, dtype=torch.float64) for values in (a, p, clipped))
+    a_, p_, clipped_ = torch.tensor([a, p, clipped], dtype=torch.float64).unbind()
     return Combination(a_, p_, clipped_, clip_active, info)
 
 

@@ -79,7 +79,8 @@ def raco(gram: Tensor, weights: Tensor, c: float = 0.4, clip: bool = True, *, ta
     if not 0.0 < tau < 1.0:
         raise InputError("bad tau", expected="0 < tau < 1", found=tau)
     H, w, unit = checked(gram, weights)
-    s = c * norm(H, w)
+    g0 = norm(H, w)
+    s = c * g0
     if s == 0.0:
         minimum = Minimum(w, 0.0, 0.0)
         p = clipped = coefficients = unclipped = w
@@ -88,9 +89,10 @@ def raco(gram: Tensor, weights: Tensor, c: float = 0.4, clip: bool = True, *, ta
         minimum = minimise(H, w, s)
         p = nearest_to_weights(H, w, minimum.p, tau)
         clipped = [min(x, y) for x, y in zip(p, w, strict=True)] if clip else p
-        coefficients, unclipped = corrected(H, w, clipped, c, tau), corrected(H, w, p, c, tau)
+        coefficients = corrected(H, w, clipped, g0, c, tau)
+        unclipped = coefficients if clipped == p else corrected(H, w, p, g0, c, tau)
         why_zero = "the mixture is 0" if coefficients is w else ""
-    turned = gram_angle(H, coefficients, unclipped) if clipped != p else 0.0
+    turned = 0.0 if unclipped is coefficients else gram_angle(H, coefficients, unclipped)
     info = {
         "gap": minimum.gap * unit,
         "gap_relative": minimum.gap / (trace(H) or 1.0),
@@ -105,14 +107,14 @@ def raco(gram: Tensor, weights: Tensor, c: float = 0.4, clip: bool = True, *, ta
     return combination(coefficients, p, clipped, clip_active=turned > 1e-6, info=info)
 
 
-def corrected(H: Matrix, w: Vector, p: Vector, c: float, tau: float) -> Vector:
-    """Line 6: w + c ||g_0|| p / ||G_p||, or w itself where G_p counts as zero.
+def corrected(H: Matrix, w: Vector, p: Vector, g0: float, c: float, tau: float) -> Vector:
+    """Line 6, with g0 = ||g_0||: w + c g0 p / ||G_p||, or w itself where G_p counts as zero.
 
     Zero is relative to what was mixed, ||G_p||^2 <= tau^2 sum_i p_i^2 ||g_i||^2. An objective shorter than g_0 counts
     there with ||g_0||: this bounds every coefficient by w_i + c / tau, and makes the limit of a fading objective what
     its end is, where its gradient is 0.
     """
-    length, g0 = norm(H, p), norm(H, w)
+    length = norm(H, p)
     if length <= tau * math.sqrt(sum(x * x * max(H[i][i], g0 * g0) for i, x in enumerate(p))):
         return w
     return [x + c * g0 / length * y for x, y in zip(w, p, strict=True)]
@@ -171,8 +173,10 @@ def _minimise_many(H: Matrix, w: Vector, s: float) -> Minimum:
         p, (alpha, beta, nearest, along) = nearest_point(points, g0, mu, p)
         room = s * s - float(along @ along)
         exact = math.sqrt(float(nearest @ nearest) / room) if room > 0.0 else math.inf
-        valid = room > 0.0 and (alpha + exact * beta).min() >= 0.0
+        valid = room > 0.0 and (alpha + exact * beta).min() >= -1e-12
         mixture, at = (alpha + exact * beta, max(exact, floor)) if valid else (p, mu)
+        mixture = np.where(mixture > 1e-12, mixture, 0.0)  # rounding must not outlive the clipping of the rest
+        mixture /= mixture.sum()
         gap, value = _certificate(points, b, s, mixture, along + nearest / at)
         if gap < best.gap:
             best = Minimum(mixture.tolist(), value, gap, iterations)
@@ -202,7 +206,7 @@ def nearest_to_weights(H: Matrix, w: Vector, best: Vector, tau: float) -> Vector
 
     argmin over q in the simplex of ||q - w||^2 + ||G_q - G_best||^2 / (tau^2 tr H). This is continuous in H; tests of
     rank or equality are not, and noise of 1e-7 on two equal gradients would turn the clipped update by 14 degrees.
-    Where it moves no entry by more than tau the minimiser is unique, and `best` is kept with its exact zeros.
+    Entries that it moves by no more than tau are not open and stay as they are, with their exact zeros.
     """
     noise = tau * tau * trace(H)
     if len(w) == 1 or noise == 0.0:
@@ -218,4 +222,5 @@ def nearest_to_weights(H: Matrix, w: Vector, best: Vector, tau: float) -> Vector
         pull = points / math.sqrt(noise)
         target = np.concatenate((w, pull @ np.array(best)))
         q = nearest_point(np.concatenate((np.eye(len(w)), pull)), -target, 1.0, np.array(w))[0].tolist()
-    return best if max(abs(x - y) for x, y in zip(q, best, strict=True)) <= tau else q
+    q = [y if abs(x - y) <= tau else x for x, y in zip(q, best, strict=True)]
+    return best if q == best else [x / sum(q) for x in q]

@@ -65,6 +65,7 @@ def nearest_point(points: Array, direction: Array, mu: float, start: Array) -> t
     p = start.copy()
     face: list[int] = np.flatnonzero(p > 0.0).tolist()
     longest = math.sqrt(np.square(points).sum(0).max())
+    added = -1
     for _ in range(10 * m + 10):
         line = face_line(points, direction, face)
         target = line.alpha + mu * line.beta
@@ -72,18 +73,21 @@ def nearest_point(points: Array, direction: Array, mu: float, start: Array) -> t
             p = target
             across = mu * (line.along + direction)
             slopes = (line.nearest + across) @ points
-            j = int(slopes.argmin())
+            added = int(slopes.argmin())
             slack = 1e-14 * longest * (math.sqrt(line.nearest @ line.nearest) + math.sqrt(across @ across))
-            if j in face or slopes[j] >= p @ slopes - slack:
+            if added in face or slopes[added] >= p @ slopes - slack:
                 break
-            face.insert(0, j)
+            face.insert(0, added)
         else:
             share = np.where(target < 0.0, p / np.maximum(p - target, 1e-300), np.inf)
             first = int(share.argmin())
+            face.remove(first)
+            if first == added and share[first] == 0.0:  # it leaves at once: what it promised was rounding
+                line = face_line(points, direction, face)
+                break
             p = np.maximum(p + share[first] * (target - p), 0.0)
             p[first] = 0.0
             p /= p.sum()
-            face = [i for i in face if i != first]
     return p, line
 
 
