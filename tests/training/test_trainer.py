@@ -393,3 +393,12 @@ def test_reference_free_objectives_keep_no_reference(tmp_path: Path) -> None:
 def test_small_config_is_the_papers_where_it_says_nothing(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     assert (config.combiner, config.c, config.clip, config.beta) == ("raco", 0.4, True, 0.2)
+
+
+def test_a_float32_head_on_a_bf16_base(tmp_path: Path) -> None:
+    """The trained copy of the head is float32, the states that reach it are bf16: only under autocast do they meet."""
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = small_model("llama").to(torch.bfloat16)
+    trainer = small_trainer(tmp_path, model=model, bf16=True, peft_config=adapter, max_steps=2)
+    trainer.train()
+    assert logged(trainer, "grad/norm/helpful")[-1] > 0

@@ -88,7 +88,7 @@ def choose_reference(
     if given is not None:
         model = load_policy(given, full=False) if isinstance(given, str) else given
         check_reference(policy, model)
-        model.requires_grad_(False).eval()
+        model.requires_grad_(False).eval().to(next(policy.parameters()).device)
         return Reference("copy", model, prepare_scorer(model, scorer.layout)), []
     if not isinstance(policy, PeftModel):
         return Reference("copy", frozen_copy(policy), scorer), []

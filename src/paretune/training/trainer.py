@@ -103,12 +103,14 @@ class RACOTrainer(Trainer):
         set_seed(args.seed)  # new adapters are drawn at random: the run's seed decides them, not what ran before
         policy, notices = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
         self.record.say(*notices)
-        self.scorer = prepare_scorer(policy, args.layout)
-        self.record.say(*self.scorer.notices)
         self.pad = pad_id(tokenizer)
         needed = not all(is_reference_free(o) for o in self.objectives)
-        self.reference, notices = choose_reference(policy, ref_model, self.scorer, needed=needed)
-        self.record.say(*notices)
+        if not getattr(policy, "is_quantized", False) and getattr(policy, "hf_device_map", None) is None:
+            policy.to(args.device)  # the trials below run the model: not on the CPU where there is something better
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):  # as it will train
+            self.scorer = prepare_scorer(policy, args.layout)
+            self.reference, notices = choose_reference(policy, ref_model, self.scorer, needed=needed)
+        self.record.say(*self.scorer.notices, *notices)
         self.weights = torch.tensor([o.weight for o in self.objectives], dtype=torch.float64)
         self.stack: GradientStack | None = None
         self.layers: RowLayers | None = None
@@ -131,8 +133,6 @@ class RACOTrainer(Trainer):
         self.remove_callback(ProgressCallback if bar else PrinterCallback)
         if bar:
             self.add_callback(ConflictBar)
-        if self.reference.model is not None and self.reference.kind == "copy":
-            self.reference.model.to(args.device)
         self.one_pass = self._choose_gradient_mode()
         if args.precompute_ref_log_probs and self.reference.kind != "none":
             self._precompute()
