@@ -206,7 +206,8 @@ def nearest_to_weights(H: Matrix, w: Vector, best: Vector, tau: float) -> Vector
 
     argmin over q in the simplex of ||q - w||^2 + ||G_q - G_best||^2 / (tau^2 tr H). This is continuous in H; tests of
     rank or equality are not, and noise of 1e-7 on two equal gradients would turn the clipped update by 14 degrees.
-    Entries that it moves by no more than tau are not open and stay as they are, with their exact zeros.
+    Entries that it moves by no more than tau are not open and stay as they are, with their exact zeros. Where it does
+    move, the certificate remains that of `best`: to be deaf to noise of 1e-7 is to give up 1e-7 of h.
     """
     noise = tau * tau * trace(H)
     if len(w) == 1 or noise == 0.0:
