@@ -155,3 +155,49 @@ def test_every_metric_of_a_run_is_in_the_glossary(folder: Path) -> None:
             assert sum(line[f"combine/p/{name}"] for name in there) == pytest.approx(1)
             assert all(line[f"combine/coefficient/{name}"] >= len(there) / 9 for name in there)
             assert line["combine/angle_to_linear"] <= math.asin(0.4) + 1e-9
+
+
+def test_the_commands_and_programs_of_the_readme_run(folder: Path) -> None:
+    assert run_page(ROOT / "README.md", folder) == 5
+    for name in ("runs/first", "runs/second"):
+        assert (folder / name / "adapter_model.safetensors").is_file()
+        assert json.loads((folder / name / "run.json").read_text())["status"] == "finished"
+
+
+def _tree() -> set[str]:
+    """Paths of the annotated tree under src/paretune."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = readme[readme.index("src/paretune/\n") :].splitlines()[1:]
+    folders: list[str] = []
+    found = set()
+    for line in lines:
+        if not line.startswith(" "):
+            break
+        depth, name = (len(line) - len(line.lstrip())) // 2 - 1, line.split()[0]
+        folders = [*folders[:depth], name.rstrip("/")]
+        found.add("/".join(folders) + ("/" if name.endswith("/") else ""))
+    return found
+
+
+def test_the_tree_names_every_file_and_no_other() -> None:
+    package, named = ROOT / "src" / "paretune", _tree()
+    assert not [name for name in named if not (package / name).exists()]
+    there = {str(path.relative_to(package)) for path in package.rglob("*.py") if not path.name.startswith("__")}
+    whole = [name for name in named if name.endswith("/") and not any(o != name and o.startswith(name) for o in named)]
+    missing = {name for name in there - named if not name.startswith(tuple(whole))}
+    assert not missing, "give each a phrase in the README's tree"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    content = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", content):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        assert other.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, target
