@@ -15,6 +15,10 @@ from torch import Tensor, nn
 # block's products one after the other, so its error grows with it: 7e-6 of the norms at 2^18 columns, 2e-8 at 2^12.
 _BLOCK = 1 << 12
 
+# A Gram whose smallest eigenvalue is below this share of its trace is taken in float64: ties between objectives are
+# told at 1e-10 of the trace (`combine.raco`, tau squared), far below what float32 products leave.
+_DEPENDENT = 1e-5
+
 
 class GradientStack:
     """One buffer (m, *shape) per trainable parameter, keyed by its name.
@@ -67,8 +71,11 @@ class GradientStack:
     def gram(self, *, exact: bool = False) -> Tensor:
         """The Gram matrix (m, m) float64 on the CPU: <g_i, g_j>, float32 within blocks and float64 across them.
 
+        Where gradients nearly depend on one another (equal or opposed objectives), how they differ is told by the last
+        digits of the Gram, which float32 products do not have: then it is taken once more in float64.
+
         Args:
-            exact: float64 throughout, the oracle of the former.
+            exact: float64 throughout, the oracle of the former; several times slower on a CPU.
         """
         total = torch.zeros(self.objectives, self.objectives, dtype=torch.float64)
         for buffer in self.buffers.values():
@@ -79,7 +86,12 @@ class GradientStack:
                 blocks = blocks.double() if exact else blocks
                 sums += (blocks @ blocks.mT).sum(0, dtype=torch.float64)
             total += sums.cpu()
-        return (total + total.T) / 2
+        total = (total + total.T) / 2
+        if not exact and bool(total.isfinite().all()):
+            smallest = torch.linalg.eigvalsh(total)[0]
+            if smallest < _DEPENDENT * total.trace():
+                return self.gram(exact=True)
+        return total
 
     def write_grad(self, coefficients: Tensor) -> None:
         """Writes sum_i coefficients[i] g_i into every parameter's `.grad`; parameters no objective reached get None."""

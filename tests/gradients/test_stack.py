@@ -1,0 +1,97 @@
+"""The stack of m gradients: its Gram against float64, what it writes, and near-equal objectives."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paretune.combine import raco
+from paretune.gradients import GradientStack
+
+
+def made_stack(sizes: list[int], m: int, dtype: torch.dtype = torch.float32) -> GradientStack:
+    parameters = {f"p{i}": nn.Parameter(torch.zeros(size, dtype=dtype)) for i, size in enumerate(sizes)}
+    stack = GradientStack(parameters, m)
+    generator = torch.Generator().manual_seed(0)
+    for name in parameters:
+        stack.buffer(name).normal_(generator=generator)
+    return stack
+
+
+def whole(stack: GradientStack) -> Tensor:
+    return torch.cat([stack.buffer(name).double() for name in stack.parameters], dim=1)
+
+
+@pytest.mark.parametrize("sizes", [[7], [4096], [200_000, 3, 90_001]], ids=str)
+def test_gram_in_blocks_agrees_with_float64(sizes: list[int]) -> None:
+    stack = made_stack(sizes, 4)
+    g = whole(stack)
+    exact = g @ g.T
+    scale = exact.diagonal().sqrt()
+    scale = scale[:, None] * scale[None, :]
+    torch.testing.assert_close(stack.gram(exact=True), exact, rtol=1e-12, atol=1e-12)
+    assert ((stack.gram() - exact).abs() / scale).max() <= 1e-6
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-8, 1e-7])
+def test_a_duplicated_objective_hardly_turns_the_update(noise: float) -> None:
+    """Two equal objectives with float32 noise: without the Gram's last digits the clipped update turns by degrees."""
+    stack = made_stack([150_000], 4)
+    g = stack.buffer("p0")
+    g[1] = -0.8 * g[0] + 0.6 * g[1]
+    weights = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    angles = []
+    for seed in range(5):
+        g[3] = g[0] + noise * g[0].norm() / math.sqrt(g.shape[1]) * torch.randn(
+            g.shape[1], generator=torch.Generator().manual_seed(seed)
+        )
+        coefficients = raco(stack.gram(), weights).coefficients
+        exact = torch.cat([g[:3], g[:1]]).double()  # the same without noise, and with an exact Gram
+        wanted = raco(exact @ exact.T, weights).coefficients @ exact
+        found = coefficients @ whole(stack)
+        cosine = float(found @ wanted / (found.norm() * wanted.norm()))
+        angles.append(math.degrees(math.acos(min(1.0, cosine))))
+    assert max(angles) < 0.1
+
+
+def test_only_near_dependent_gradients_cost_a_second_gram(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    original = GradientStack.gram
+
+    def counted(self: GradientStack, *, exact: bool = False) -> Tensor:
+        calls.append(exact)
+        return original(self, exact=exact)
+
+    monkeypatch.setattr(GradientStack, "gram", counted)
+    stack = made_stack([5000], 3)
+    stack.gram()
+    assert calls == [False]
+    stack.buffer("p0")[2] = -stack.buffer("p0")[1]
+    stack.gram()
+    assert calls == [False, False, True]
+
+
+def test_writing_the_combination() -> None:
+    stack = made_stack([6, 4], 2)
+    stack.parameters["unreached"] = nn.Parameter(torch.zeros(3))
+    stack.parameters["p0"].data = torch.zeros(2, 3)
+    stack.write_grad(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    for name in ("p0", "p1"):
+        grad = stack.parameters[name].grad
+        assert grad is not None
+        torch.testing.assert_close(grad.flatten(), 2 * stack.buffer(name)[0] - stack.buffer(name)[1])
+    assert stack.parameters["p0"].grad is not None and stack.parameters["p0"].grad.shape == (2, 3)
+    assert stack.parameters["unreached"].grad is None
+    stack.zero_()
+    assert stack.gram().abs().max() == 0
+
+
+def test_half_precision_parameters_get_float32_buffers_and_their_own_dtype_back() -> None:
+    stack = made_stack([8], 2, torch.bfloat16)
+    assert stack.buffer("p0").dtype == torch.float32
+    stack.write_grad(torch.ones(2))
+    grad = stack.parameters["p0"].grad
+    assert grad is not None and grad.dtype == torch.bfloat16
