@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from baselines import fit_best, length_features, vocabulary, word_features
 from pairs import KINDS, OBJECTIVES, kind_of, read_part
-from peft import PeftModel
 
 from paretune.comparisons.formats import read_comparisons
 from paretune.comparisons.tokens import pad_id, tokenize_comparisons
@@ -47,25 +46,15 @@ def token_counts(data: Any) -> tuple[np.ndarray, np.ndarray]:
     return sides[0], sides[1]
 
 
-def score_pairs(model: str, data: Any, beta: float, base: str) -> np.ndarray:
-    """(N,) margins of a trained model: beta times (log-ratio of a minus log-ratio of b), one for both objectives.
+def log_ratios(model: str, data: Any, base: str) -> np.ndarray:
+    """(N,) log pi(a) - log pi(b) in nats of the model in a directory, an adapter with its base or a full model.
 
-    Args:
-        model: directory of a full model or an adapter.
-        data: of `tokenized`.
-        beta: that it was trained with.
-        base: directory of the model that training started from, the reference.
+    A policy's margin is beta times its log-ratio less the reference's, which is thus scored once for all policies.
     """
-    objectives = [Objective(name, beta=beta) for name in OBJECTIVES]
+    free = [Objective(name, beta=1.0, reference_free=True) for name in OBJECTIVES]
     policy = load_scored(model)
-    scorer = prepare_scorer(policy)
-    if isinstance(policy, PeftModel):
-        reference = Reference("adapter", policy, scorer)
-    else:
-        loaded = load_scored(base)
-        reference = Reference("copy", loaded, prepare_scorer(loaded, scorer.layout))
     pad = pad_id(load_tokenizer(base))
-    found = evaluate_margins(policy, scorer, reference, data, objectives, beta, pad_id=pad)
+    found = evaluate_margins(policy, prepare_scorer(policy), Reference("none"), data, free, 1.0, pad_id=pad)
     return (found.reward_a - found.reward_b)[0]
 
 

@@ -23,7 +23,7 @@ OBJECTIVES = ("truthful", "informative")
 KINDS = ("conflict", "truth", "info", "agree")
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 PER_QUESTION = 2  # most pairs of one kind from one question: no question, nor its one odd answer, dominates
-PER_KIND = {"train": 720, "validation": 120, "test": 300}
+PER_KIND = {"train": 560, "validation": 120, "test": 300}
 
 
 def kind_of(preferences: Mapping[str, float | None]) -> str:

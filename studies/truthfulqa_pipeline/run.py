@@ -36,7 +36,7 @@ from measure import (  # noqa: E402
     against,
     baseline_scores,
     figures,
-    score_pairs,
+    log_ratios,
     token_counts,
     tokenized,
 )
@@ -188,7 +188,11 @@ def tables(cells: list[Cell], model: Path, work: Path) -> dict[str, Any]:
     weights = {"truthful only": (1.0, 0.0), "informative only": (0.0, 1.0)}
     weights |= {f"{w:g}/{1 - w:g}": (w, 1 - w) for w in WEIGHTS}
     baselines = {label: baseline_scores(parts, pair) for label, pair in weights.items()}
-    margins = {cell: score_pairs(str(work / "cells" / cell.name), data["test"], BETA, str(model)) for cell in cells}
+    untrained = log_ratios(str(model), data["test"], str(model))
+    margins = {
+        cell: BETA * (log_ratios(str(work / "cells" / cell.name), data["test"], str(model)) - untrained)
+        for cell in cells
+    }
     groups = []
     for _, members in itertools.groupby(sorted(cells, key=_key), key=_key):
         group = list(members)
