@@ -21,11 +21,10 @@ from transformers import (
 )
 
 from paretune.combine import raco
-from paretune.errors import DivergedError, InputError
+from paretune.errors import DivergedError
 from paretune.objectives import Objective
-from tests.models_made import make_model
 from tests.plain_gradients import plain_gradients, sequence_logprobs
-from tests.runs_made import farthest, made_text_rows, small_config, small_model, small_trainer, weights
+from tests.runs_made import farthest, made_text_rows, small_model, small_trainer, weights
 
 NAN = float("nan")
 
@@ -316,83 +315,6 @@ def test_normalize_gradients_and_the_warning(tmp_path: Path) -> None:
 def test_unnormalised_weights_are_said(tmp_path: Path) -> None:
     trainer = small_trainer(tmp_path, objectives=[Objective("helpful", weight=3), Objective("concise", weight=1)])
     assert any("sum to 4" in notice and "helpful 0.75" in notice for notice in trainer.record.content["notices"])
-
-
-def test_dora_goes_one_pass_each_and_says_so(tmp_path: Path) -> None:
-    trainer = small_trainer(
-        tmp_path, peft_config=LoraConfig(r=2, use_dora=True, target_modules=["q_proj"]), max_steps=2
-    )
-    assert not trainer.one_pass
-    assert any("one backward pass per objective" in notice for notice in trainer.record.content["notices"])
-    trainer.train()
-    assert logged(trainer, "grad/norm/helpful")[-1] > 0
-    with pytest.raises(InputError, match="single_pass cannot serve"):
-        small_trainer(
-            tmp_path / "s",
-            peft_config=LoraConfig(r=2, use_dora=True, target_modules=["q_proj"]),
-            gradient_mode="single_pass",
-        )
-
-
-def test_an_adapter_that_is_not_the_identity_keeps_a_copy_as_reference(tmp_path: Path) -> None:
-    trainer = small_trainer(
-        tmp_path,
-        peft_config=LoraConfig(r=2, init_lora_weights=False, target_modules="all-linear"),
-        eval_dataset=made_text_rows(8),
-    )
-    assert trainer.reference.kind == "copy"
-    assert trainer.evaluate()["eval_rewards/margins/helpful"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"fp16": True}, "fp16"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
-        ({"optim": "galore_adamw_layerwise"}, "optim"),
-        ({"optim": "lomo"}, "optim"),
-        ({"use_liger_kernel": True}, "use_liger_kernel"),
-        ({"auto_find_batch_size": True}, "auto_find_batch_size"),
-        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy"),
-        ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant"),
-        ({"c": 1.0}, "bad c.*< 1.*found 1"),
-        ({"c": -0.1}, "bad c"),
-        ({"beta": 0}, "bad beta"),
-        ({"layout": "packed"}, "bad layout.*auto, shared, flat"),
-        ({"combiner": "racco"}, "unknown combiner.*raco"),
-        ({"normalize": "batch"}, "bad normalize"),
-        ({"max_length": 1}, "bad max_length"),
-        ({"per_device_train_batch_size": 0}, "batch sizes"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_right_is_an_error_at_start(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        small_trainer(tmp_path, **changes)
-
-
-def test_a_reference_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="vocabulary of 400 tokens.*97"):
-        small_trainer(tmp_path, ref_model=make_model("llama"))
-
-
-def test_a_reference_of_its_own(tmp_path: Path) -> None:
-    rows = made_text_rows(8)
-    trainer = small_trainer(tmp_path, rows=rows, eval_dataset=rows, ref_model=small_model(seed=5), lora=True)
-    assert trainer.evaluate()["eval_rewards/margins/helpful"] != 0.0
-
-
-def test_reference_free_objectives_keep_no_reference(tmp_path: Path) -> None:
-    objectives = [Objective("helpful", loss="simpo", beta=2.0), Objective("concise", loss="simpo", beta=2.0)]
-    trainer = small_trainer(tmp_path, objectives=objectives)
-    assert trainer.reference.kind == "none"
-    trainer.train()
-    assert logged(trainer, "grad/norm/helpful")[-1] > 0
-
-
-def test_small_config_is_the_papers_where_it_says_nothing(tmp_path: Path) -> None:
-    config = small_config(tmp_path)
-    assert (config.combiner, config.c, config.clip, config.beta) == ("raco", 0.4, True, 0.2)
 
 
 def test_a_float32_head_on_a_bf16_base(tmp_path: Path) -> None:
