@@ -189,7 +189,7 @@ def parse_flags(argv: list[str], hints: Mapping[str, Any]) -> tuple[str | None, 
         name, equals, value = word[2:].partition("=")
         key, dot, rest = name.partition(".")
         key = key.replace("-", "_")
-        _check_key(key, hints, "command line", flag=True)
+        _check_key(key, hints, "", flag=True)
         if not equals:
             following = argv[place] if place < len(argv) else None
             if _takes(following, hints[key], nested=bool(dot)):
@@ -259,7 +259,8 @@ def _by_name(objectives: Any) -> Any:
 
 def _check_key(key: str, known: Mapping[str, Any], where: str, *, flag: bool = False) -> None:
     if key not in known:
-        raise InputError(f"unknown key {_flag(key) if flag else key!r}", where=where, fix=nearest(key, known))
+        shown = _flag(key) if flag else repr(key)
+        raise InputError(f"unknown key {shown}", where=where, fix=nearest(key, known))
 
 
 def _flag(key: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -72,9 +73,7 @@ def load_policy(
         options["quantization_config"] = _four_bits(_dtype(dtype))
     try:
         if os.path.exists(os.path.join(path, "adapter_config.json")):
-            base = AutoModelForCausalLM.from_pretrained(
-                PeftConfig.from_pretrained(path).base_model_name_or_path, **options
-            )
+            base = _read(str(PeftConfig.from_pretrained(path).base_model_name_or_path), options)
             merged = PeftModel.from_pretrained(base, path).merge_and_unload()
             if merged_to is not None and not full:
                 merged.save_pretrained(merged_to)
@@ -82,11 +81,22 @@ def load_policy(
             return merged
         if AutoConfig.from_pretrained(path).is_encoder_decoder:
             raise InputError("an encoder-decoder model", where=f"model {name}", expected="a causal language model")
-        return AutoModelForCausalLM.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
+        return _read(path, options)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot load the model: {_first_line(error)}", where=f"model {name}") from error
+
+
+def _read(path: str, options: dict[str, Any]) -> PreTrainedModel:
+    """The model, all of whose weights are in the checkpoint: transformers would draw those that are not at random."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise InputError(f"the checkpoint lacks {len(missing)} weights of the model", where=path, found=f"no {names}")
+    return model
 
 
 def load_scored(name: str, *, dtype: str = "auto") -> nn.Module:
@@ -163,6 +173,7 @@ def prepare_policy(
             with warnings.catch_warnings():
                 # peft asks transformers by a name that is on its way out: nothing that a user could change
                 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+                warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # it sets it right by itself
                 model = get_peft_model(model, peft_config)
         except ValueError as error:
             raise InputError(f"the adapter does not fit the model: {_first_line(error)}", where="lora") from error
