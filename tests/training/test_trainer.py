@@ -47,7 +47,7 @@ def test_a_run_learns_and_leaves_its_files(tmp_path: Path, lora: bool) -> None:
     )
     before = trainer.evaluate()
     assert before["eval_loss/helpful"] == pytest.approx(math.log(2), abs=1e-6)  # the policy is its reference
-    assert before["eval_rewards/margins/concise"] == 0.0
+    assert before["eval_rewards/margins/concise"] == 0.0 and before["eval_rewards/accuracies/concise"] == 0.5
     trainer.train()
     assert logged(trainer, "rewards/margins/concise")[-1] > 0.05
     assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
@@ -248,6 +248,13 @@ def test_best_model_and_early_stopping(tmp_path: Path) -> None:
     assert trainer.state.global_step < 40
     losses = logged(trainer, "eval_loss")
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_a_short_run_logs_its_last_step(tmp_path: Path) -> None:
+    trainer = small_trainer(tmp_path, logging_steps=100, max_steps=3)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "loss/helpful" in entry] == [3]
+    assert "loss/helpful" in json.loads((Path(trainer.args.output_dir) / "run.json").read_text())["final"]
 
 
 def test_several_evaluation_sets(tmp_path: Path) -> None:

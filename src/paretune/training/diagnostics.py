@@ -49,7 +49,7 @@ class ComparisonSums:
                         chosen.sum(),
                         rejected.sum(),
                         margin.sum(),
-                        (margin > 0).sum().double(),
+                        (margin > 0).sum() + 0.5 * (margin == 0).sum(),  # a policy that is its reference guesses
                         decided.sum().double(),
                     ]
                 )

@@ -109,7 +109,10 @@ class HistoryCallback(TrainerCallback):
 
 
 class StepClock(TrainerCallback):
-    """Seconds of whole optimizer steps, from the first micro-batch to after the update, and how many there were."""
+    """Seconds of whole optimizer steps, from the first micro-batch to after the update, and how many there were.
+
+    It also asks for a line after the last step, which a run shorter than `logging_steps` would not have at all.
+    """
 
     def __init__(self) -> None:
         self.started = self.seconds = 0.0
@@ -123,6 +126,7 @@ class StepClock(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds += time.perf_counter() - self.started
         self.steps += 1
+        control.should_log |= state.global_step >= state.max_steps
 
 
 class ConflictBar(ProgressCallback):
