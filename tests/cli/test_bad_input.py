@@ -189,6 +189,8 @@ CASES: dict[str, tuple[Callable[[Case], None], list[str]]] = {
     "unknown schedule": (setting(lr_scheduler_type="cosin"), ["cosin"]),
     "fp16": (setting(fp16="true"), ["fp16", "bf16"]),
     "two kinds of held-out data": (setting(eval_fraction=0.1, eval_data="x.jsonl"), ["eval_data", "eval_fraction"]),
+    "nothing to evaluate on": (setting(eval_strategy="steps"), ["eval_strategy", "eval_fraction"]),
+    "a tracker that is not there": (setting(report_to="wandbb"), ["report_to", "wandbb"]),
     "unwritable output": (output_in_a_file, ["output_dir", "cannot write"]),
     "nothing to resume": (flags("--resume"), ["no checkpoint to go on from"]),
 }

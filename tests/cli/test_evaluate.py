@@ -65,6 +65,15 @@ def test_models_are_compared_in_pairs(runs: Path, model: Path, tmp_path: Path) -
             assert difference["short"][figure]["value"] == pytest.approx(change)
 
 
+def test_a_checkpoint_belongs_to_its_run(model: Path, tmp_path: Path, rows: str) -> None:
+    words = ["--model", model, "--data", rows, "--objectives", OBJECTIVES, "--output_dir", tmp_path / "run"]
+    kept = [*QUICK, "--eval_fraction", "0.3", "--save_steps", "1"]
+    kept[kept.index("--save_strategy") : kept.index("--save_strategy") + 2] = []
+    assert paretune("train", *words, *kept) == 0
+    last = figures(tmp_path, "--model", tmp_path / "run" / "checkpoint-3", "--model", tmp_path / "run")
+    assert last["models"][0] == last["models"][1]
+
+
 def test_settings_may_be_given(runs: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "test.jsonl", records("native", 8, seed=6))
     ours = figures(tmp_path, "--model", runs / "full", "--data", data, "--objectives", "short", "--beta", "0.6")
@@ -86,6 +95,7 @@ def test_settings_may_be_given(runs: Path, tmp_path: Path) -> None:
         (["--model", "RUN", "--data", "DATA", "--objectives", "shrot"], ["'shrot'", "Did you mean 'short'?"]),
         (["--model", "RUN", "--model", "./none"], ["no such model directory"]),
         (["--model", "RUN", "--ref_model", "OTHER"], ["reference model does not match"]),
+        (["--model", "RUN", "--draws", "0"], ["bad draws", "at least 1"]),
         (["--model", "RUN", "--draw", "5"], ["--draw", "Did you mean 'draws'?"]),
     ],
 )

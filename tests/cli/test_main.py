@@ -45,6 +45,11 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     assert "Did you mean 'train'?" in capsys.readouterr().err
 
 
+def test_data_is_one_of_the_commands(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", rows]) == 0
+    assert "20 comparisons" in capsys.readouterr().out
+
+
 def test_bad_arguments_of_data_are_errors_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "--nothing"]) == 2
     assert capsys.readouterr().err.startswith("paretune: ")

@@ -103,6 +103,16 @@ def test_what_cannot_be_resumed_is_said(
     assert "the training data changed" in capsys.readouterr().err
 
 
+def test_other_settings_on_resuming_are_said(model: Path, tmp_path: Path, rows: str) -> None:
+    out = tmp_path / "run"
+    assert paretune("train", *words(model, rows, out)) == 0
+    changed = words(model, rows, out, "--weight_decay", "0.1", "--take", "20", "--resume")
+    changed[changed.index(OBJECTIVES)] = "{helpful: 0.5, short: 0.5}"
+    assert paretune("train", *changed) == 0
+    said = [notice for notice in read_run(out)[0]["notices"] if notice.startswith("resumed with another")]
+    assert [notice.split()[3].rstrip(":") for notice in said] == ["weight_decay", "objectives", "take"]
+
+
 def test_ctrl_c_says_how_to_go_on(
     model: Path, tmp_path: Path, rows: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,8 +76,11 @@ def main(argv: list[str]) -> int:
         print(command_help(INTRO, GROUPS, (EvaluateKeys,)))
         return 0
     keys: EvaluateKeys = resolve(argv, EvaluateKeys, None, required=("model",)).own
+    for name in ("batch_size", "draws"):
+        if getattr(keys, name) < 1:
+            raise InputError(f"bad {name}", expected="a whole number of at least 1", found=getattr(keys, name))
     names = [full_path(name) for name in ([keys.model] if isinstance(keys.model, str) else keys.model or [])]
-    records = [run_record(Path(name)) for name in names]
+    records = [_record(Path(name)) for name in names]
     run = next((record for record in records if "settings" in record and record.get("objectives")), {})
     settings = {**run.get("settings", {}), **{k: run.get("config", {}).get(k) for k in ("beta", "max_length")}}
     objectives = _objectives(keys, run)
@@ -99,6 +102,11 @@ def main(argv: list[str]) -> int:
         write_json(Path(keys.json).expanduser(), result)
     print(render(result, [o.name for o in objectives]))
     return 0
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The run.json of a run's directory; of one of its checkpoints, the run's."""
+    return run_record(path) or (run_record(path.parent) if path.name.startswith("checkpoint-") else {})
 
 
 def _objectives(keys: EvaluateKeys, run: dict[str, Any]) -> list[Objective]:
@@ -249,7 +257,10 @@ def render(result: dict[str, Any], objectives: list[str]) -> str:
         for name in objectives:
             cells = [_cell(found[name][column], column) for column in columns]
             rows.append([*([label] if several else []), name, str(found[name]["loss"]["n"]), *cells])
-    what = f"{result['comparisons']} comparisons in {result['groups']} groups (or prompts); 95 % intervals over groups."
+    count = result["groups"]
+    what = f"{result['comparisons']} comparisons in {count} groups (or prompts); 95 % intervals over groups."
+    if count == 1:
+        what = f"{result['comparisons']} comparisons of one group (or prompt), which says nothing about others."
     lines = [what, "", table(head, rows)]
     for label, found in zip(labels[1:], result["differences"], strict=True):
         rows = [[name, *(_cell(found[name][c], c, sign=True) for c in columns)] for name in objectives]

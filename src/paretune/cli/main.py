@@ -70,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), 3)
     except KeyboardInterrupt:
         hint = (
-            " To go on from the last checkpoint, give the same command with --resume." if "train" in words[:1] else ""
+            " To go on from the last checkpoint, give the same command with --resume."
+            if words[:1] in (["train"], ["sft"])
+            else ""
         )
         return _fail(f"stopped.{hint}", 130)
     except BrokenPipeError:  # `paretune data … | head`

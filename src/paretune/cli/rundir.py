@@ -13,6 +13,11 @@ from typing import Any
 
 from paretune.errors import InputError
 
+# Keys that do not change what is trained.
+_MAY_CHANGE = {
+    *("resume", "overwrite", "dry_run", "disable_tqdm", "output_dir", "logging_dir", "report_to", "run_name"),
+    *("dataloader_num_workers", "dataset_num_proc", "save_total_limit"),
+}
 # What a run leaves, and what starting over removes: an adapter's file beside a full model would change what is loaded.
 LEFT = (
     *("run.json", "history.jsonl", "trainer_state.json", "adapter_config.json", "adapter_model.safetensors"),
@@ -88,6 +93,32 @@ def check_same_data(record: dict[str, Any], output_dir: str) -> None:
     if before is not None and before != fingerprint(record):
         fix = "Give the data that the run began with, or start over with --overwrite."
         raise InputError("the training data changed since the run began", where="resume", fix=fix)
+
+
+def changed_settings(record: dict[str, Any], output_dir: str, config: dict[str, Any]) -> list[str]:
+    """What a resumed run is told to do otherwise than before, a sentence each.
+
+    Args:
+        record: content of the new run.json, with its `settings`.
+        output_dir: holds the run.json from before.
+        config: the new configuration's fields, as plain values.
+    """
+    before = run_record(Path(output_dir))
+    parts = [
+        (before.get("config", {}), config),
+        (_settings(before), _settings(record)),
+    ]
+    return [
+        f"resumed with another {key}: {now[key]}, before {old[key]}"
+        for old, now in parts
+        for key in sorted(old.keys() & now.keys() - _MAY_CHANGE)
+        if old[key] != now[key]
+    ]
+
+
+def _settings(record: dict[str, Any]) -> dict[str, Any]:
+    """The command's own keys, and the objectives as they were resolved, however they were written."""
+    return {**record.get("settings", {}), "objectives": record.get("objectives")}
 
 
 def clear(output_dir: str) -> None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from paretune.cli.keys import DataKeys, ModelKeys, full_path, key, lora_config, objectives_of, resolved
-from paretune.cli.rundir import check_free, check_same_data, clear, find_checkpoint, line_callback, no_new_folder
+from paretune.cli.rundir import (
+    changed_settings,
+    check_free,
+    check_same_data,
+    clear,
+    find_checkpoint,
+    line_callback,
+    no_new_folder,
+)
 from paretune.cli.settings import make_config, resolve
 from paretune.cli.train import with_defaults
 
@@ -52,6 +60,7 @@ class SftKeys(ModelKeys, DataKeys):
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
+    from paretune.training.record import plain
     from paretune.training.sft import SFTConfig, run_supervised, supervised_trainer
 
     if "--help" in argv or "-h" in argv:
@@ -82,11 +91,12 @@ def main(argv: list[str]) -> int:
             data_options=keys.read_options(),
             model_options=keys.load_options(args.output_dir),
         )
+        record.content["settings"] = resolved(keys)
         if checkpoint is not None:
             check_same_data(record.content, args.output_dir)
+            record.say(*changed_settings(record.content, args.output_dir, plain(args.to_dict())))
         elif keys.overwrite and args.process_index == 0:
             clear(args.output_dir)
-        record.content["settings"] = resolved(keys)
         final = run_supervised(trainer, record, checkpoint)
     if args.process_index == 0:
         print(_summary(final, record.content["notices"], args.output_dir))

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paretune.cli.keys import DataKeys, ModelKeys, full_path, key, lora_config, objectives_of, resolved
-from paretune.cli.rundir import check_free, check_same_data, clear, find_checkpoint, line_callback, no_new_folder
+from paretune.cli.rundir import (
+    changed_settings,
+    check_free,
+    check_same_data,
+    clear,
+    find_checkpoint,
+    line_callback,
+    no_new_folder,
+)
 from paretune.cli.settings import make_config, resolve
 from paretune.objectives import Objective
 
@@ -71,6 +79,7 @@ class TrainKeys(ModelKeys, DataKeys):
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
     from paretune.training.config import RACOConfig
+    from paretune.training.record import plain
 
     if "--help" in argv or "-h" in argv:
         from transformers import TrainingArguments
@@ -96,11 +105,13 @@ def main(argv: list[str]) -> int:
         return 0
     with no_new_folder(args.output_dir):  # an error before training leaves no empty folder behind
         trainer = _build(keys, args, objectives, adapter)
+        record = trainer.record
+        record.content["settings"] = resolved(keys)
         if checkpoint is not None:
-            check_same_data(trainer.record.content, args.output_dir)
+            check_same_data(record.content, args.output_dir)
+            record.say(*changed_settings(record.content, args.output_dir, plain(args.to_dict())))
         elif keys.overwrite and args.process_index == 0:
             clear(args.output_dir)
-        trainer.record.content["settings"] = resolved(keys)
         run(trainer, checkpoint)
     if args.process_index == 0:
         from paretune.cli.summary import summary

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from paretune.errors import InputError
 
@@ -45,11 +46,21 @@ def check_arguments(args: TrainingArguments) -> None:
             raise InputError(
                 "use_reentrant=True loses gradients per row", where="checkpointing", fix="Set it to false."
             )
+    check_trackers(args)
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs in one process (DataParallel) would lose gradients",
             fix="Start one process per GPU with torchrun, or choose one with CUDA_VISIBLE_DEVICES.",
         )
+
+
+def check_trackers(args: TrainingArguments) -> None:
+    """Raises InputError where a tracker of `report_to` is not there; the trainer finds out after loading the model."""
+    there = get_available_reporting_integrations()
+    for name in args.report_to or ():
+        if name not in there:
+            has = f"none, or of those installed: {', '.join(there) or 'no one'}"
+            raise InputError("the tracker is not there", where="report_to", expected=has, found=str(name))
 
 
 def check_output(output_dir: str) -> None:

@@ -60,6 +60,7 @@ def prepare_data(
         InputError: bad data, or an objective without a single label in the training data.
     """
     rows, report = read_comparisons(data, objectives=list(objectives), **options)
+    record.say(*[f"{name} data: {warning}" for warning in report.warnings])
     return _tokenized(rows, report, objectives, tokenizer, args, record, name)
 
 
@@ -77,8 +78,12 @@ def prepare_sets(
     The split does not depend on the run's seed, so runs of several seeds hold out the same rows.
 
     Raises:
-        InputError: as `prepare_data`; both evaluation data and a fraction; a fraction that cannot be held out.
+        InputError: as `prepare_data`; evaluation data and a fraction, or neither where evaluation is asked for; a
+            fraction that cannot be held out.
     """
+    if evaluation is None and args.eval_fraction is None and args.eval_strategy != "no":
+        fix = "Give eval_data or eval_fraction, or leave eval_strategy out."
+        raise InputError("there is nothing to evaluate on", where=f"eval_strategy {args.eval_strategy}", fix=fix)
     if args.eval_fraction is None:
         prepared = prepare_data(train, objectives, tokenizer, args, record, "train", **options)
         held_out = each(evaluation, lambda d, n: prepare_data(d, objectives, tokenizer, args, record, n, **options))
@@ -86,6 +91,7 @@ def prepare_sets(
     if evaluation is not None:
         raise InputError("both eval_data and eval_fraction are given", fix="Keep one of them.")
     rows, report = read_comparisons(train, objectives=list(objectives), **options)
+    record.say(*[f"data: {warning}" for warning in report.warnings])
     parts = zip(split_groups(rows, args.eval_fraction), ("train", "eval"), strict=True)
     first, second = (_tokenized(part, report, objectives, tokenizer, args, record, name) for part, name in parts)
     return first, second
@@ -127,7 +133,7 @@ def _tokenized(
         counted = [[objective in (row or ()) for objective in names] for row in kept]
         tokenized = tokenized.add_column("count_only", counted)
     record.data(name, report.to_dict(), asdict(tokens))
-    record.say(*[f"{name} data: {warning}" for warning in [*report.warnings, *tokens.warnings]])
+    record.say(*[f"{name} data: {warning}" for warning in tokens.warnings])
     return TokenizedData(tokenized, labelled, _fingerprint(tokenized))
 
 

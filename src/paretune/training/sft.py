@@ -6,6 +6,8 @@ of comparisons, so what a model learns to answer here is token for token what it
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,7 +26,7 @@ from paretune.comparisons.tokens import pad_id, tokenize_comparisons
 from paretune.errors import InputError
 from paretune.objectives import Objective
 from paretune.policy.loading import load_policy, load_tokenizer, prepare_policy
-from paretune.training.checks import check_output, check_tokens, check_weights
+from paretune.training.checks import check_output, check_tokens, check_trackers, check_weights
 from paretune.training.record import HistoryCallback, RunRecord
 
 TARGETS = ("reference", "a", "b", "preferred")
@@ -128,7 +130,9 @@ def _plain_rows(data: Any, on_bad_row: str, take: int | None) -> tuple[Dataset, 
         for row in kept:
             row |= {k: row[k] if isinstance(row[k], list) else _message(row[k], k) for k in ("prompt", "response")}
     warnings = [f"{count} rows left out: {reason}." for reason, count in skips.items()]
-    return Dataset.from_list(kept), {"kept": len(kept), "skips": skips, "warnings": warnings}
+    fingerprint = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    found = {"kept": len(kept), "skips": skips, "warnings": warnings, "fingerprint": fingerprint}
+    return Dataset.from_list(kept), found
 
 
 def _message(text: str, field: str) -> list[dict[str, str]]:
@@ -213,6 +217,7 @@ def supervised_trainer(
     Raises:
         InputError: anything a person can put right.
     """
+    check_trackers(args)
     check_output(str(args.output_dir))
     record = RunRecord(args, [], [])
     tokenizer = load_tokenizer(model)
@@ -242,6 +247,9 @@ def _sets(
     data: Any, eval_data: Any, args: SFTConfig, tokenizer: Any, record: RunRecord, options: dict[str, Any]
 ) -> dict[str, Dataset]:
     read = {"train": read_responses(data, **options)}
+    if eval_data is None and args.eval_fraction is None and args.eval_strategy != "no":
+        fix = "Give eval_data or eval_fraction, or leave eval_strategy out."
+        raise InputError("there is nothing to evaluate on", where=f"eval_strategy {args.eval_strategy}", fix=fix)
     if eval_data is not None and args.eval_fraction is not None:
         raise InputError("both eval_data and eval_fraction are given", fix="Keep one of them.")
     if eval_data is not None:
