@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import fit_best, length_features, vocabulary, word_features
-from pairs import KINDS, OBJECTIVES, kind_of, read_part
 
 from paretune.comparisons.formats import read_comparisons
 from paretune.comparisons.tokens import pad_id, tokenize_comparisons
@@ -22,6 +20,8 @@ from paretune.objectives import Objective
 from paretune.policy.loading import load_scored, load_tokenizer
 from paretune.policy.logprobs import prepare_scorer
 from paretune.policy.reference import Reference
+from studies.truthfulqa_pipeline.baselines import fit_best, length_features, vocabulary, word_features
+from studies.truthfulqa_pipeline.pairs import KINDS, OBJECTIVES, kind_of, read_part
 
 DRAWS = 2000
 NEAR = 2  # tokens by which two answers differ at most to count as equally long

@@ -28,9 +28,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT / "src")]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from measure import (  # noqa: E402
+from paretune.training.record import commit, versions, write_json  # noqa: E402
+from studies.truthfulqa_pipeline.measure import (  # noqa: E402
     DRAWS,
     Part,
     against,
@@ -40,9 +41,7 @@ from measure import (  # noqa: E402
     token_counts,
     tokenized,
 )
-from pairs import OBJECTIVES, SHARES, write_parts  # noqa: E402
-
-from paretune.training.record import commit, versions, write_json  # noqa: E402
+from studies.truthfulqa_pipeline.pairs import OBJECTIVES, SHARES, write_parts  # noqa: E402
 
 SPLIT_SEED = 0
 SEEDS = (0, 1, 2)
