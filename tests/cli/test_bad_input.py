@@ -178,6 +178,8 @@ CASES: dict[str, tuple[Callable[[Case], None], list[str]]] = {
     "no pad token": (no_pad_no_eos, ["neither a pad token nor an EOS token"]),
     "no chat template": (chat, ["chat template", "this tokenizer has none"]),
     "4 bits without adapters": (setting(quantization="4bit"), ["4-bit weights cannot train", "lora"]),
+    "full training in half precision": (setting(dtype="bfloat16"), ["dtype bfloat16", "float32", "bf16: true"]),
+    "unknown dtype": (setting(dtype="fp8"), ["bad dtype", "fp8"]),
     "unknown option of lora": (flags("--lora.rnak", "4"), ["lora", "'rnak'"]),
     "targets that are not there": (flags("--lora.target_modules", "[qq_proj]"), ["lora", "qq_proj"]),
     # the settings

@@ -90,9 +90,10 @@ def main(argv: list[str]) -> int:
     references = _references(keys, names, records, objectives)
     beta = keys.beta if keys.beta is not None else float(settings.get("beta") or 0.2)
     max_length = keys.max_length if keys.max_length is not None else settings.get("max_length", 2048)
+    four_bits = [record.get("settings", {}).get("quantization") == "4bit" for record in records]
     scored = [
-        score(name, reference, rows, objectives, beta, max_length, keys)
-        for name, reference in zip(names, references, strict=True)
+        score(name, reference, rows, objectives, beta, max_length, keys, four_bits=four)
+        for name, reference, four in zip(names, references, four_bits, strict=True)
     ]
     result = _compare(scored, rows, objectives, keys)
     result |= {"names": names, "references": references, "beta": beta}
@@ -198,8 +199,10 @@ def score(
     beta: float,
     max_length: int | None,
     keys: EvaluateKeys,
+    *,
+    four_bits: bool,
 ) -> Margins:
-    """One model's margins on the rows; loads it and lets it go again."""
+    """One model's margins on the rows; loads it and lets it go again. An adapter of a 4-bit base gets that base."""
     import torch
 
     from paretune.comparisons.tokens import pad_id, tokenize_comparisons
@@ -213,7 +216,8 @@ def score(
     for warning in tokens.warnings:
         logger.warning(warning)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_scored(name, dtype=keys.dtype).to(device)
+    model = load_scored(name, dtype=keys.dtype, quantize=four_bits)
+    model = model if four_bits else model.to(device)  # the quantizer has put its weights where they belong
     scorer = prepare_scorer(model)
     other = Reference("none")
     if reference == ADAPTERS_OFF:

@@ -60,6 +60,12 @@ class ModelKeys:
             raise InputError("bad quantization", expected="4bit or null", found=self.quantization)
         if self.quantization and not self.lora:
             raise InputError("4-bit weights cannot train", fix="Add --lora true to train adapters on a 4-bit base.")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            expected = "auto, float32, bfloat16 or float16"
+            raise InputError("bad dtype", expected=expected, found=self.dtype)
+        if not self.lora and self.dtype in ("bfloat16", "float16"):
+            fix = "Leave dtype out; bf16: true computes in bfloat16, and with lora a frozen base may be stored in it."
+            raise InputError("all weights train, and these are kept in float32", where=f"dtype {self.dtype}", fix=fix)
 
     def load_options(self, output_dir: str) -> dict[str, Any]:
         """For `load_policy`."""

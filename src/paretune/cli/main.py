@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "aligns a model with several objectives at once",
     "evaluate": "held-out losses, margins and accuracies of one or several models",
     "data": "what a data set holds: labels, agreement, conflicts, lengths",
+    "report": "an HTML page from run directories or from a demo's folder",
     "sft": "supervised start: teaches a model to answer, before it is aligned",
 }
 

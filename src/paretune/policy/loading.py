@@ -96,10 +96,19 @@ def _read(path: str, options: dict[str, Any]) -> PreTrainedModel:
     if missing:
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise InputError(f"the checkpoint lacks {len(missing)} weights of the model", where=path, found=f"no {names}")
+    _keep_four_bits_differentiable(model)
     return model
 
 
-def load_scored(name: str, *, dtype: str = "auto") -> nn.Module:
+def _keep_four_bits_differentiable(model: nn.Module) -> None:
+    """bitsandbytes packs weights on the CPU at the first evaluation, for good, and the packed product has no gradient:
+    training after an evaluation would silently lose it. Nor does it pack every size of layer."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (not an attribute of every module)
+
+
+def load_scored(name: str, *, dtype: str = "auto", quantize: bool = False) -> nn.Module:
     """The model of a directory or hub id, to be scored: an adapter stays apart from its base, so it can be off.
 
     Raises:
@@ -108,8 +117,9 @@ def load_scored(name: str, *, dtype: str = "auto") -> nn.Module:
     check_model_path(name)
     path = os.path.expanduser(name)
     if not os.path.exists(os.path.join(path, "adapter_config.json")):
-        return load_policy(name, full=False, dtype=dtype).requires_grad_(False).eval()
-    base = load_policy(str(PeftConfig.from_pretrained(path).base_model_name_or_path), full=False, dtype=dtype)
+        return load_policy(name, full=False, dtype=dtype, quantize=quantize).requires_grad_(False).eval()
+    name_of_base = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    base = load_policy(name_of_base, full=False, dtype=dtype, quantize=quantize)
     try:
         return PeftModel.from_pretrained(base, path).requires_grad_(False).eval()
     except (OSError, ValueError, RuntimeError) as error:
@@ -159,11 +169,7 @@ def prepare_policy(
         for module in model.modules():
             if isinstance(module, nn.Dropout) and module.p > 0 and not isinstance(model, PeftModel):
                 module.p = 0.0
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes packs weights on the CPU at the first evaluation, for good, and the packed product has no
-            # gradient: training after an evaluation would silently lose it
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (not an attribute of every module)
+    _keep_four_bits_differentiable(model)
     if peft_config is not None:
         if isinstance(model, PeftModel):
             raise InputError("a peft_config for a model that already has adapters", fix="Leave peft_config out.")
