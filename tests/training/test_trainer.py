@@ -262,6 +262,10 @@ def test_several_evaluation_sets(tmp_path: Path) -> None:
     trainer = small_trainer(tmp_path, rows=rows[:20], eval_dataset={"near": rows[20:30], "far": rows[30:]})
     metrics = trainer.evaluate()
     assert {"eval_near_loss/helpful", "eval_far_loss/helpful"} <= metrics.keys()
+    trainer.train()
+    metrics = trainer.evaluate()
+    again = trainer.evaluate(rows[30:])  # rows as a user has them
+    assert again["eval_loss"] == pytest.approx(metrics["eval_far_loss"], rel=1e-6)
 
 
 def test_clipping_and_schedule_act_on_the_combined_gradient(tmp_path: Path) -> None:

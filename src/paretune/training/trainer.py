@@ -35,7 +35,7 @@ from paretune.policy.logprobs import prepare_scorer
 from paretune.policy.reference import Reference, choose_reference, frozen
 from paretune.training.checks import check_arguments, check_output, check_tokens, check_weights
 from paretune.training.config import RACOConfig
-from paretune.training.data import TokenizedData, each, prepare_sets, with_reference
+from paretune.training.data import TokenizedData, each, prepare_data, prepare_sets, with_reference
 from paretune.training.diagnostics import ComparisonSums, StepMeans, norm_warning, step_metrics, sum_over_ranks
 from paretune.training.record import ConflictBar, HistoryCallback, RunRecord, StepClock
 from paretune.training.sampler import StepDataset, StepLoader, StepSampler, count_labels
@@ -204,6 +204,12 @@ class RACOTrainer(Trainer):
             eval_dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]  # type: ignore[index]
         if eval_dataset is None:
             raise InputError("nothing to evaluate on", fix="Give eval_data.")
+        if not isinstance(eval_dataset, StepDataset):  # rows as a user has them
+            tokenizer: Any = self.processing_class
+            read = prepare_data(eval_dataset, self.objectives, tokenizer, self.args, self.record, "evaluate()")
+            if self.reference.kind == "precomputed":
+                raise InputError("the reference was scored beforehand, and not on these rows", fix="Give eval_data.")
+            eval_dataset = StepDataset(read.rows)
         size, args = self.args.eval_batch_size, self.args
         share = range(args.process_index, len(eval_dataset), args.world_size)
         chunks = [list(share[i : i + size]) for i in range(0, len(share), size)]
