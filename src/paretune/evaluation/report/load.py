@@ -1,0 +1,227 @@
+"""What a report is made of: run directories and demo folders, read into plain records.
+
+A run directory holds `run.json` and `history.jsonl`, a demo folder `result.json` with worlds whose points name their
+runs. Both may come from an interrupted or an older run, so everything but names, weights and scores may be absent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paretune.errors import InputError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what it was asked, what it said, every line it logged."""
+
+    name: str
+    objectives: tuple[str, ...]
+    weights: dict[str, float]
+    method: str
+    c: float | None
+    seed: int | None
+    record: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Scores of one run. `ci` holds (low, high) per objective where known, `kl` is KL(policy || reference) in nats."""
+
+    method: str
+    weights: dict[str, float]
+    seed: int | None
+    scores: dict[str, float]
+    ci: dict[str, tuple[float, float]]
+    kl: float | None
+    extras: dict[str, float]
+    run_name: str
+    run: Run | None
+
+
+@dataclass(frozen=True)
+class World:
+    """A task with exact scores (or, of ordinary runs, held-out accuracies) and the points that runs reached in it."""
+
+    name: str
+    objectives: tuple[str, ...]
+    units: dict[str, str]
+    description: str
+    points: list[Point]
+    base: Point | None = None
+    base_n: int | None = None
+    oracle: list[Point] = field(default_factory=list)
+    ceilings: dict[str, Point] = field(default_factory=dict)
+    hacks: dict[str, Point] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [point.run for point in self.points if point.run is not None]
+
+    @property
+    def missing(self) -> list[str]:
+        """Runs that points name and that are not there."""
+        return [point.run_name for point in self.points if point.run is None and point.run_name]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo folder: what made it, and its worlds."""
+
+    name: str
+    worlds: list[World]
+    facts: dict[str, Any]
+
+
+def load(path: Path) -> Run | Demo:
+    """A run directory or a demo folder.
+
+    Raises:
+        InputError: neither is there, or its file is not what it should be.
+    """
+    where = str(path)
+    if not path.is_dir():
+        raise InputError("no such directory", where=where, expected="a run's directory or a demo's")
+    if (path / "result.json").is_file():
+        return load_demo(path)
+    if (path / "run.json").is_file():
+        return load_run(path, where)
+    raise InputError("nothing to report on", where=where, expected="run.json or result.json in it")
+
+
+def load_run(path: Path, name: str) -> Run:
+    """A run directory; a history that is not there is empty, and a line that was cut short is left out."""
+    record = _json(path / "run.json")
+    try:
+        objectives = tuple(str(o["name"]) for o in record["objectives"])
+        weights = {str(o["name"]): float(o["weight"]) for o in record["objectives"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("no objectives with names and weights", where=str(path / "run.json")) from error
+    config = record.get("config") or {}
+    return Run(
+        name=name,
+        objectives=objectives,
+        weights=weights,
+        method=str(config.get("combiner") or "unknown"),
+        c=_finite(config.get("c")),
+        seed=record.get("seed"),
+        record=record,
+        history=_history(path / "history.jsonl"),
+    )
+
+
+def load_demo(path: Path) -> Demo:
+    """A demo folder. Points whose run is not there stay: their scores are known.
+
+    Raises:
+        InputError: a result.json that lacks worlds, objectives or scores.
+    """
+    result = _json(path / "result.json")
+    worlds = result.get("worlds")
+    if not isinstance(worlds, list) or not worlds:
+        raise InputError("no worlds", where=str(path / "result.json"), fix="Run the demo again: paretune demo.")
+    facts = {key: value for key, value in result.items() if key != "worlds"}
+    try:
+        return Demo(str(path), [_world(world, path) for world in worlds], facts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"not a result as the demo writes it ({type(error).__name__}: {error})"
+        raise InputError(problem, where=str(path / "result.json"), fix="Run the demo again: paretune demo.") from error
+
+
+def world_of_runs(runs: Sequence[Run]) -> World | None:
+    """Several runs over the same objectives as points, by their last held-out accuracies; None where they lack them."""
+    if len(runs) < 2 or len({run.objectives for run in runs}) > 1:
+        return None
+    points = []
+    for run in runs:
+        scores = {name: last(run, f"eval_rewards/accuracies/{name}") for name in run.objectives}
+        if any(value is None for value in scores.values()):
+            return None
+        known = {name: value for name, value in scores.items() if value is not None}
+        points.append(Point(run.method, run.weights, run.seed, known, {}, None, {}, run.name, run))
+    units = {name: "held-out accuracy, share" for name in runs[0].objectives}
+    text = (
+        "Each run's last accuracies on the rows it held out: how often its implicit reward is higher for the response "
+    )
+    text += "that the objective prefers. Runs that held out other rows are not comparable."
+    return World("These runs beside each other", runs[0].objectives, units, text, points)
+
+
+def last(run: Run, key: str) -> float | None:
+    """The last finite value that the run logged under a name."""
+    return next((v for line in reversed(run.history) if (v := _finite(line.get(key))) is not None), None)
+
+
+def _world(world: Mapping[str, Any], root: Path) -> World:
+    objectives = tuple(str(name) for name in world["objectives"])
+    loaded: dict[str, Run | None] = {}
+
+    def run_of(name: str) -> Run | None:
+        if name and name not in loaded:
+            there = (root / name / "run.json").is_file()
+            loaded[name] = load_run(root / name, name) if there else None
+        return loaded.get(name)
+
+    def point(entry: Mapping[str, Any], method: str) -> Point:
+        name = str(entry.get("run") or "")
+        return Point(
+            method=str(entry.get("method", method)),
+            weights={k: float(v) for k, v in (entry.get("weights") or {}).items()},
+            seed=entry.get("seed"),
+            scores={k: float(entry["scores"][k]) for k in objectives},
+            ci={k: (float(v[0]), float(v[1])) for k, v in (entry.get("ci") or {}).items() if v is not None},
+            kl=_finite(entry.get("kl")),
+            extras={k: x for k, v in (entry.get("extras") or {}).items() if (x := _finite(v)) is not None},
+            run_name=name,
+            run=run_of(name),
+        )
+
+    return World(
+        name=str(world["name"]),
+        objectives=objectives,
+        units={str(k): str(v) for k, v in (world.get("units") or {}).items()},
+        description=str(world.get("description") or ""),
+        points=[point(entry, "unknown") for entry in world.get("points") or []],
+        base=point(world["base"], "base") if world.get("base") else None,
+        base_n=(world.get("base") or {}).get("n"),
+        oracle=[point(entry, "oracle") for entry in world.get("oracle") or []],
+        ceilings={str(k): point(v, "ceiling") for k, v in (world.get("ceilings") or {}).items()},
+        hacks={str(k): point(v, "hack") for k, v in (world.get("hacks") or {}).items()},
+        examples=[dict(example) for example in world.get("examples") or []],
+        data=dict(world.get("data") or {}),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"unreadable: {error}", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise InputError("not a JSON object", where=str(path))
+    return content
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line that was being written when the run was killed
+            continue
+        if isinstance(entry, dict):
+            lines.append(entry)
+    return lines
+
+
+def _finite(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
