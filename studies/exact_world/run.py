@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from paretune.sandbox.bandit import (  # noqa: E402
     Bandit,
+    Policy,
     divergence,
     expected_rewards,
     log_policy,
@@ -39,6 +40,7 @@ from paretune.sandbox.bandit import (  # noqa: E402
     tabular,
 )
 from paretune.sandbox.bandit_runs import (  # noqa: E402
+    Comparisons,
     Paths,
     Run,
     losses_and_gradients,
@@ -88,9 +90,9 @@ def grid(*firsts: int) -> tuple[tuple[float, float], ...]:
 NINE = grid(*range(1, 10))
 PLANS = {
     "full": Plan(
-        NINE, grid(1, 3, 5, 7, 9), (0, 1, 2, 3, 4), 400, (50, 100, 200, 400), 2_500, 8_000, 1_000, (2.0, 5.0, 10.0)
+        NINE, grid(1, 3, 5, 7, 9), (0, 1, 2, 3, 4), 400, (50, 100, 200, 400), 4_000, 8_000, 1_000, (2.0, 5.0, 10.0)
     ),
-    "quick": Plan(grid(2, 5, 8), grid(3), (0, 1), 50, (50,), 1_500, 2_000, 500, (5.0,)),
+    "quick": Plan(grid(2, 5, 8), grid(3), (0, 1), 50, (50,), 2_000, 2_000, 500, (5.0,)),
 }
 
 
@@ -145,16 +147,21 @@ def ends(plan: Plan) -> dict[str, Any]:
     data = {0: population(bandit, LABELS)}
     constants = smoothness(bandit, data[0], [BETA, BETA])
     found: dict[str, Any] = {}
-    for name, policy, weights, steps, every in (
-        ("tabular", tabular(), plan.weights, plan.table_steps, 10),
-        ("low-rank", low_rank(), plan.few_weights, plan.low_rank_steps, 10),
+    for name, policy, weights, steps in (
+        ("tabular", tabular(), plan.weights, plan.table_steps),
+        ("low-rank", low_rank(), plan.few_weights, plan.low_rank_steps),
     ):
-        # the table's step is a fifth of the theorem's 1 / l_w; a product of factors has no such constant
-        rates = [float(0.2 / (torch.tensor(w).double() @ constants)) if name == "tabular" else 20.0 for w in weights]
+        # the table's step is a tenth of the theorem's 1 / l_w; a product of factors has no such constant
+        rates = [float(0.1 / (torch.tensor(w).double() @ constants)) if name == "tabular" else 20.0 for w in weights]
         runs = [Run(one, w, lr) for one in ("linear", "raco") for w, lr in zip(weights, rates, strict=True)]
-        paths = train(bandit, policy, data, runs, steps=steps, betas=[BETA] * 2, every=every)
-        logp = log_policy(bandit, policy, paths.theta)
-        rewards = expected_rewards(bandit, logp)
+        # the same steps twice: the first 100 seen one by one, all of them seen now and then
+        parts = [
+            train(bandit, policy, data, runs, steps=last, betas=[BETA] * 2, every=every)
+            for last, every in ((100, 1), (steps, 50))
+        ]
+        paths, logp = parts[1], log_policy(bandit, policy, parts[1].theta[-1])
+        at = torch.cat((parts[0].steps, paths.steps[3:]))
+        rewards = torch.cat([rewards_of(bandit, policy, part)[skip:] for part, skip in zip(parts, (0, 3), strict=True)])
         n = len(weights)
         gradients = end_gradients(bandit, policy, data[0], paths)
         w_all = torch.tensor(weights * 2, dtype=torch.float64)
@@ -168,9 +175,9 @@ def ends(plan: Plan) -> dict[str, Any]:
                     "weights": w,
                     "end": {"linear": linear[-1, 0].tolist(), "raco": raco[-1, 0].tolist()},
                     "rewards apart at the end": float(apart[-1]),
-                    "probabilities apart at the end": float((logp[-1, i].exp() - logp[-1, n + i].exp()).abs().amax()),
+                    "probabilities apart at the end": float((logp[i].exp() - logp[n + i].exp()).abs().amax()),
                     "rewards apart at the same step, largest": float(apart.amax()),
-                    "at step": int(paths.steps[apart.argmax()]),
+                    "at step": int(at[apart.argmax()]),
                     "paths apart, largest": float(distance_to_path(raco[:, 0], linear[:, 0]).amax()),
                     "largest angle to linear": float(paths.angles[:, n + i].amax()),
                     "steps in which clipping acted": float(paths.clipped[n + i]),
@@ -183,6 +190,11 @@ def ends(plan: Plan) -> dict[str, Any]:
     return {"holds": all(part["holds"] for part in found.values()), **found}
 
 
+def rewards_of(bandit: Bandit, policy: Policy, paths: Paths) -> Tensor:
+    """(S, R, 2, M), point by point: all points' policies at once would not fit a small machine."""
+    return torch.stack([expected_rewards(bandit, log_policy(bandit, policy, theta)) for theta in paths.theta])
+
+
 def ends_hold(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Whether the ends agree and the paths did not. At equal weights the two objectives pull evenly: no path claim."""
     worst = max(row["rewards apart at the end"] for row in rows)
@@ -191,13 +203,13 @@ def ends_hold(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"holds": holds, "worst end": worst, "least distance of paths, uneven weights": least}
 
 
-def end_gradients(bandit: Bandit, policy: Any, data: Any, paths: Paths) -> Tensor:
+def end_gradients(bandit: Bandit, policy: Policy, data: Comparisons, paths: Paths) -> Tensor:
     """(R, M, P) at the last point."""
     batch = make_batch(data.a[None], data.b[None], data.labels[None])
     return losses_and_gradients(bandit, policy, paths.theta[-1], batch, torch.tensor([BETA, BETA]).double())[1]
 
 
-def thin(path: Tensor, most: int = 60) -> list[list[float]]:
+def thin(path: Tensor, most: int = 40) -> list[list[float]]:
     """At most that many points (r_1, r_2) of a path, evenly along its length, rounded for the file."""
     length = torch.cat((path.new_zeros(1), path.diff(dim=0).norm(dim=-1).cumsum(0)))
     chosen = torch.searchsorted(length, torch.linspace(0, float(length[-1]), most, dtype=length.dtype)).clamp(
