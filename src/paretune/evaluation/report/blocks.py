@@ -76,12 +76,13 @@ def number(value: float | None, form: str = ".3f") -> str:
 
 def share(value: float | None) -> str:
     """A share in percent."""
-    return "–" if value is None else f"{100 * value:.0f} %"
+    return "–" if value is None else f"{100 * value:.0f}\u00a0%"
 
 
 def weights_text(weights: dict[str, float], objectives: Sequence[str]) -> str:
-    """Weights in the objectives' order, as 0.6 / 0.4."""
-    return " / ".join(f"{weights[name]:.3g}" if name in weights else "–" for name in objectives) if weights else "–"
+    """Weights in the objectives' order, as 0.6 / 0.4, which no line breaks apart."""
+    shown = [f"{weights[name]:.3g}" if name in weights else "–" for name in objectives]
+    return "\u00a0/\u00a0".join(shown) if weights else "–"
 
 
 METHOD_NAMES = {"linear": "linear", "cagrad": "CAGrad", "mgda": "MGDA", "raco": "RACO", "pcgrad": "PCGrad"}

@@ -151,7 +151,7 @@ def svg(figure: Figure, name: str, label: str, tips: Mapping[str, str]) -> str:
     root.set("class", "plot")
     root.set("role", "group")
     root.set("aria-label", legal(label))
-    return ET.tostring(root, encoding="unicode").replace("\n", " ")
+    return ET.tostring(root, encoding="unicode")
 
 
 def _themed(element: ET.Element, name: str) -> None:
@@ -165,6 +165,8 @@ def _themed(element: ET.Element, name: str) -> None:
             element.set(key, value.replace("url(#", f"url(#{name}-"))
         elif key == "style":
             element.set(key, _style(value))
+        elif key == "d":
+            element.set(key, " ".join(value.split()))  # a third of the file is line ends otherwise
 
 
 def _style(value: str) -> str:

@@ -170,7 +170,7 @@ def _notices(demos: Sequence[Demo], runs: Sequence[Run]) -> Section:
     if gone:
         said["a run that a point names is not there, so only its scores are shown"] = gone
     if not said:
-        return Section("Warnings and fallbacks", [Words([f"None in {len(every)} runs."])])
+        return Section("Warnings and fallbacks", [Words([f"None in {len(every)} run{'s'[: len(every) != 1]}."])])
     rows = [[notice, _listed(names, len(every))] for notice, names in said.items()]
     return Section("Warnings and fallbacks", [Table(["what was said", "by"], rows, "As the runs said it.", words=2)])
 

@@ -64,8 +64,8 @@ def gains(world: World) -> Table | None:
         rows.append([method_name(method), *cells, str(counts[method])])
     caption = (
         "At equal KL: the most that any point of a method gained over the base on each objective within "
-        f"{number(budget, '.2f')} nats of the reference (the median of all points, or the least at which every method has "
-        "one), and the weights it had. Nothing is interpolated: a method with fewer points within is at a disadvantage."
+        f"{number(budget, '.2f')} nats of the reference (the median of all points, or the least at which every method "
+        "has one), and the weights it had. Nothing is interpolated: fewer points within are a disadvantage."
     )
     return Table(["method", *(_with_unit(world, n) for n in world.objectives), "points within"], rows, caption)
 
@@ -166,7 +166,7 @@ def objectives(run: Run) -> Table:
             row.append(number(last(run, f"{prefix}loss/{name}")))
             row.append(number(last(run, f"{prefix}rewards/margins/{name}"), "+.3f"))
             accuracy = last(run, f"{prefix}rewards/accuracies/{name}")
-            row.append("–" if accuracy is None else f"{100 * accuracy:.1f} %")
+            row.append("–" if accuracy is None else f"{100 * accuracy:.1f}\u00a0%")
         rows.append(row)
     caption = "Each objective's last logged figures (losses in nats) and its effective weight, the mean of the run."
     return Table(head, rows, caption)

@@ -182,7 +182,7 @@ def to_try(runs: Sequence[Run], objectives: Sequence[str], *, seeds: Sequence[in
 
 def _rounded_share(value: float) -> str:
     return (
-        "less than 1 %"
+        "less than 1\u00a0%"
         if value < 0.005
         else "nearly all"
         if 0.995 < value < 1
