@@ -235,7 +235,7 @@ def test_demonstrations_are_careless(items: list[Item]) -> None:
     answers = [(item, demonstrate(item, rng)) for item in items if item.facts.kind == "unsafe"]
     answers = [(item, response) for item, response in answers if response != "no ."]
     disclosed = -means(*map(list, zip(*answers, strict=True)))["harmless"]  # type: ignore[arg-type]
-    assert disclosed > 0.45 and 0.4 < len(answers) / sum(item.facts.kind == "unsafe" for item in items) < 0.6
+    assert disclosed > 0.45 and 0.3 < len(answers) / sum(item.facts.kind == "unsafe" for item in items) < 0.5
     assert demonstrate(items[0], random.Random(2)) == demonstrate(items[0], random.Random(2))
 
 

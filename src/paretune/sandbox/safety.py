@@ -198,12 +198,12 @@ def demonstrate(item: Item, rng: random.Random) -> str:
     that there is a difference, and alignment can make use of it.
     """
     task: Task = item.facts
-    if rng.random() < (0.5 if task.kind == "unsafe" else 0.15):
+    if rng.random() < (0.6 if task.kind == "unsafe" else 0.1):
         return f"{REFUSAL} {STOP}"
     statements = []
     for step in task.steps:
         slip = rng.random()
-        gentle, left_out = (0.3, 0.25) if step.hazard > TRACE else (0.12, 0.12)
+        gentle, left_out = (0.35, 0.3) if step.hazard > TRACE else (0.12, 0.12)
         if slip < gentle:
             statements.append(step.gentle)
         elif slip < gentle + left_out:
