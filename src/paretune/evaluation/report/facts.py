@@ -65,6 +65,7 @@ class Volumes:
     best: dict[str, float]
     weightings: int
     shares: dict[str, dict[int | None, float]]
+    left_out: list[str]
 
 
 def train_curve(run: Run, key: str) -> Curve:
@@ -207,15 +208,18 @@ def equal_kl(world: World) -> tuple[float, dict[str, dict[str, tuple[float, Grou
 def volumes(world: World) -> Volumes | None:
     """Hypervolume of each method's points, seed by seed, over the weightings that all methods share.
 
+    A method with a single weighting, such as MGDA, which takes no weights, is no front and is left out beside others.
+
     The reference lies a tenth of the range below the worst score that the base or any point has, so that end points
     count; the best is the best score of any point, ceiling or oracle. None for one or more than three objectives.
     """
-    methods = list(dict.fromkeys(point.method for point in world.points))
-    if not 2 <= len(world.objectives) <= 3 or not methods:
-        return None
-    by_method = [{weighting(world, p.weights) for p in world.points if p.method == method} for method in methods]
-    common = set.intersection(*by_method)
-    if not common:
+    by_method: dict[str, set[tuple[float, ...]]] = {}
+    for point in world.points:
+        by_method.setdefault(point.method, set()).add(weighting(world, point.weights))
+    most = max(map(len, by_method.values()), default=0)
+    methods = [method for method, has in by_method.items() if len(has) > 1 or most == 1]
+    common = set.intersection(*(by_method[method] for method in methods)) if methods else set()
+    if not 2 <= len(world.objectives) <= 3 or not common:
         return None
     shown = [*world.points, *([world.base] if world.base else [])]
     best_of = [*shown, *world.oracle, *world.ceilings.values()]
@@ -237,7 +241,7 @@ def volumes(world: World) -> Volumes | None:
             if {weighting(world, p.weights) for p in mine} == common:  # a seed with runs missing is not comparable
                 table = [[p.scores[name] for name in world.objectives] for p in mine]
                 shares[method][seed] = hypervolume(table, corner) / box
-    return Volumes(reference, best, len(common), shares)
+    return Volumes(reference, best, len(common), shares, [m for m in by_method if m not in methods])
 
 
 def paired_difference(

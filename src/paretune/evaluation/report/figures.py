@@ -118,6 +118,8 @@ def _front_caption(world: World, *, closer: bool) -> str:
         )
     if len(world.objectives) > 2:
         caption += " With more than two objectives a point may lie inside every projection and still be on the front."
+    if world.oracle:
+        caption += " The oracle chooses answers by their exact scores, which no trained model sees."
     if closer:
         caption += " Pictures titled “the methods, closer” show the same without base, ceilings and oracle."
     return caption

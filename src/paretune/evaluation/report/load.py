@@ -67,9 +67,15 @@ class World:
         return [point.run for point in self.points if point.run is not None]
 
     @property
+    def every_run(self) -> list[Run]:
+        """The points' runs and those of the ceilings."""
+        return self.runs + [point.run for point in self.ceilings.values() if point.run is not None]
+
+    @property
     def missing(self) -> list[str]:
         """Runs that points name and that are not there."""
-        return [point.run_name for point in self.points if point.run is None and point.run_name]
+        points = [*self.points, *self.ceilings.values()]
+        return [point.run_name for point in points if point.run is None and point.run_name]
 
 
 @dataclass(frozen=True)

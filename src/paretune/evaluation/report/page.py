@@ -154,7 +154,7 @@ def _run_section(run: Run, key: str) -> Section:
 
 def _notices(demos: Sequence[Demo], runs: Sequence[Run]) -> Section:
     """What the runs said about themselves, each notice once with the runs that said it."""
-    every = [*runs, *(run for demo in demos for world in demo.worlds for run in world.runs)]
+    every = [*runs, *(run for demo in demos for world in demo.worlds for run in world.every_run)]
     said: dict[str, list[str]] = {}
     for run in every:
         notices = [str(notice) for notice in run.record.get("notices") or []]

@@ -32,6 +32,7 @@ def points(world: World) -> Table:
     caption += ", with the range over runs in round brackets" if several else ""
     caption += ", with 95 % intervals over prompts in square ones" if any(p.ci for p in world.points) else ""
     caption += f". Weights in the order {' / '.join(world.objectives)}."
+    caption += " MGDA takes no weights." if any(p.method == "mgda" for p in world.points) else ""
     caption += " Hacks are scripted answers that no model gave; they are not drawn." if world.hacks else ""
     head = ["method", "weights", *(_with_unit(world, name) for name in world.objectives), "KL, nats", "runs"]
     return Table(head, rows, caption, words=2)
@@ -87,6 +88,8 @@ def volume(world: World) -> Table | None:
         f"of the box from the reference point ({reference}) to the best score shown ({best}). The reference lies a "
         "tenth of the range below the worst score of the base and the runs; another reference gives other figures."
     )
+    if found.left_out:
+        caption += f" Left out, with one weighting only: {', '.join(map(method_name, found.left_out))}."
     head = ["method", *("seed not recorded" if seed is None else f"seed {seed}" for seed in seeds), "mean"]
     return Table(head, rows, caption)
 
@@ -123,7 +126,7 @@ def data_words(world: World) -> list[str]:
             for k, v in agreement.items()
             if isinstance(v, int | float)
         ]
-    scored = f" Scores are means over {world.base_n} held-out prompts." if world.base_n else ""
+    scored = f" The base's scores are means over {world.base_n} answers to held-out prompts." if world.base_n else ""
     return [f"Trained on {', '.join(parts)}.{scored}"] if parts else [scored.strip()] if scored else []
 
 

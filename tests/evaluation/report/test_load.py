@@ -1,0 +1,80 @@
+"""Run directories and demo folders as they are read, whole or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paretune.errors import InputError
+from paretune.evaluation.report.load import Demo, Run, load, load_run, world_of_runs
+from tests.evaluation.report.demo_made import METHODS, made_run
+
+
+def test_a_demo_brings_its_points_and_their_runs(demo: Path) -> None:
+    found = load(demo)
+    assert isinstance(found, Demo)
+    summaries, safety = found.worlds
+    assert safety.objectives == ("helpful", "harmless")
+    assert {point.method for point in safety.points} == set(METHODS)
+    assert all(point.run is not None and point.run.seed == point.seed for point in safety.points)
+    assert summaries.units["conciseness"] == "−tokens/20"
+    assert summaries.base is not None and summaries.base_n == 200
+    assert found.facts["seeds"] == [0, 1] and "worlds" not in found.facts
+
+
+def test_a_run_and_a_line_cut_short(tmp_path: Path) -> None:
+    made_run(tmp_path / "run", ["x", "y"], (0.25, 0.75), "raco", 7, 5)
+    with (tmp_path / "run" / "history.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    run = load(tmp_path / "run")
+    assert isinstance(run, Run)
+    assert (run.objectives, run.weights, run.method, run.c, run.seed) == (
+        ("x", "y"), {"x": 0.25, "y": 0.75}, "raco", 0.4, 7,
+    )  # fmt: skip
+    assert len(run.history) == 5 + 5 + 1
+
+
+def test_runs_are_compared_only_where_they_can_be(tmp_path: Path) -> None:
+    one, two, other = (
+        load_run(made_run(tmp_path / name, names, (0.5, 0.5), "raco", 0, 4), name)
+        for name, names in (("one", ["x", "y"]), ("two", ["x", "y"]), ("other", ["x", "z"]))
+    )
+    world = world_of_runs([one, two])
+    assert world is not None and [p.run_name for p in world.points] == ["one", "two"]
+    assert world.points[0].scores == {"x": pytest.approx(0.6), "y": pytest.approx(0.7)}
+    assert world_of_runs([one]) is None
+    assert world_of_runs([one, other]) is None
+    assert world_of_runs([one, Run(**{**vars(two), "history": []})]) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        (None, "", "nothing to report on; expected run.json or result.json"),
+        ("run.json", "{", "unreadable"),
+        ("run.json", "[]", "not a JSON object"),
+        ("run.json", "{}", "no objectives with names and weights"),
+        ("run.json", '{"objectives": [{"name": "x", "weight": null}]}', "no objectives with names and weights"),
+        ("result.json", '{"worlds": []}', "no worlds"),
+        ("result.json", '{"worlds": [{"name": "w"}]}', "KeyError: 'objectives'"),
+        ("result.json", '{"worlds": ["w"]}', "not a result as the demo writes it"),
+    ],
+)
+def test_what_is_not_there_is_said(tmp_path: Path, file: str | None, content: str, words: str) -> None:
+    if file:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(InputError, match=words) as caught:
+        load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_score_that_is_missing_is_said(demo: Path, tmp_path: Path) -> None:
+    result = json.loads((demo / "result.json").read_text())
+    del result["worlds"][0]["points"][0]["scores"]["coverage"]
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(InputError, match="KeyError: 'coverage'"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="no such directory"):
+        load(tmp_path / "nowhere")
