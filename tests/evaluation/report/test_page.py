@@ -69,6 +69,8 @@ def test_every_point_says_its_weights_scores_and_runs(tree: Node) -> None:
         }
         for method, shown in zip(METHODS, ("linear", "CAGrad", "MGDA", "RACO"), strict=True):
             for weights in weightings(len(units)):
+                if method == "mgda" and max(weights) > 0.51:
+                    continue  # takes no weights: one point
                 run = f"run runs/{world}/{method}-{'-'.join(f'{w:g}' for w in weights)}-seed"
                 asked = ", ".join(f"{name} {w:.3g}" for name, w in zip(units, weights, strict=True))
                 means = [

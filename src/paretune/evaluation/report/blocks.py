@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Plots:
-    """One figure: small multiples with a legend and a caption. Panels and the legend's signs are SVG of ours."""
+    """One figure: small multiples with legend and caption; `wide` ones are larger. Panels and signs are our SVG."""
 
     panels: Sequence[str]
     caption: str

@@ -99,7 +99,7 @@ def front(world: World, key: str) -> Plots:
     if world.oracle:
         legend.append((draw.swatch(MUTED, "D", hollow=True), "oracle"))
     panels += near  # below what they enlarge, where three fit beside each other
-    return Plots(panels, _front_caption(world, closer=bool(near)), legend, wide=len(panels) == 1)
+    return Plots(panels, _front_caption(world, closer=bool(near)), legend, wide=len(world.objectives) == 2)
 
 
 def _front_caption(world: World, *, closer: bool) -> str:
@@ -193,16 +193,16 @@ def gains_by_kl(world: World, key: str) -> Plots | None:
         return None
     panels, methods = [], methods_of(world)
     for i, name in enumerate(world.objectives):
-        label = f"gain in {axis_name(world, name)}"
-        figure, axes = draw.panel("KL(policy ‖ reference), nats", label, title=name)
+        gain = f"gain ({world.units[name]})" if world.units.get(name) else "gain over the base"
+        figure, axes = draw.panel("KL(policy ‖ reference), nats", gain, title=name)
         marks, base = _Marks(axes), world.base.scores[name]
         axes.axhline(0, color=MUTED, linewidth=0.8)
         for group in groups(world):
             color, marker = draw.method_look(group.method, methods)
             for point in group.points if len(group.points) > 1 else ():
                 if point.kl is not None:
-                    gain = point.scores[name] - base
-                    marks.add(point.kl, gain, point_tip(world, point), marker, color=color, alpha=0.5, markersize=3)
+                    tip, y = point_tip(world, point), point.scores[name] - base
+                    marks.add(point.kl, y, tip, marker, color=color, alpha=0.5, markersize=3)
             if group.kl is not None:
                 tip, style = group_tip(world, group), {"color": color, "markeredgecolor": PAPER, "markersize": 7}
                 marks.add(group.kl, group.mean(name) - base, tip, marker, **style)

@@ -134,10 +134,7 @@ def _world_section(world: World, key: str) -> Section:
             ],
         ),
         Section("Side by side", [x for x in (tables.examples(world),) if x]),
-        Section(
-            "What to try",
-            [Words(words.to_try(world.runs, world.objectives, seeds=seeds_of(world.points)), listed=True)],
-        ),
+        _to_try(world.runs, world.objectives, seeds_of(world.points)),
         Section("Single runs", [tables.runs(world)]),
     ]
     return Section(world.name, short, [section for section in inner if section.blocks])
@@ -148,8 +145,13 @@ def _run_section(run: Run, key: str) -> Section:
     blocks += [x for x in (f(run, key) for f in (curves.learning, curves.clashes, curves.combination)) if x is not None]
     if len(blocks) == 2:
         blocks.append(Words(["Nothing was logged in history.jsonl, so there is nothing to draw."]))
-    inner = [Section("What to try", [Words(words.to_try([run], run.objectives, seeds=[run.seed]), listed=True)])]
-    return Section(f"Run {run.name}", blocks, inner)
+    advice = _to_try([run], run.objectives, [run.seed])
+    return Section(f"Run {run.name}", blocks, [advice] if advice.blocks else [])
+
+
+def _to_try(runs: Sequence[Run], objectives: Sequence[str], seeds: Sequence[int | None]) -> Section:
+    lines = words.to_try(runs, objectives, seeds=seeds)
+    return Section("What to try", [Words(lines, listed=True)] if lines else [])
 
 
 def _notices(demos: Sequence[Demo], runs: Sequence[Run]) -> Section:

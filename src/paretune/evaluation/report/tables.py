@@ -79,8 +79,8 @@ def volume(world: World) -> Table | None:
     seeds = list(dict.fromkeys(seed for own in found.shares.values() for seed in own))
     rows = []
     for method, own in found.shares.items():
-        mean = sum(own.values()) / len(own) if own else None
-        rows.append([method_name(method), *(share_text(own.get(seed)) for seed in seeds), share_text(mean)])
+        mean = [number(sum(own.values()) / len(own) if own else None)] if len(seeds) > 1 else []
+        rows.append([method_name(method), *(number(own.get(seed)) for seed in seeds), *mean])
     reference = ", ".join(f"{name} {number(value)}" for name, value in found.reference.items())
     best = ", ".join(f"{name} {number(value)}" for name, value in found.best.items())
     caption = (
@@ -90,12 +90,9 @@ def volume(world: World) -> Table | None:
     )
     if found.left_out:
         caption += f" Left out, with one weighting only: {', '.join(map(method_name, found.left_out))}."
-    head = ["method", *("seed not recorded" if seed is None else f"seed {seed}" for seed in seeds), "mean"]
+    head = ["method", *("seed not recorded" if seed is None else f"seed {seed}" for seed in seeds)]
+    head += ["mean"] if len(seeds) > 1 else []
     return Table(head, rows, caption)
-
-
-def share_text(value: float | None) -> str:
-    return number(value, ".3f")
 
 
 def runs(world: World) -> Table:
