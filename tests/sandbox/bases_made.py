@@ -1,0 +1,21 @@
+"""One trained base per world for all tests of a run, and for later runs while nothing that decides it changes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from functools import cache
+from pathlib import Path
+
+from paretune.sandbox import WORLDS
+from paretune.sandbox.language import train_base
+
+
+@cache
+def base_of(world: str) -> Path:
+    """The world's base, as the demo trains it. One process trains; others wait for it."""
+    root = Path(os.environ.get("PARETUNE_CACHE", Path.home() / ".cache" / "paretune")) / "sandbox"
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{world}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return train_base(WORLDS[world])
