@@ -12,6 +12,7 @@ import pytest
 
 from paretune.cli.data import add_arguments, run
 from paretune.errors import InputError
+from tests.cli.made import records, save_model, write_jsonl
 from tests.tokenizers_made import metaspace
 
 ROWS = [
@@ -68,12 +69,56 @@ def test_inline_rules_on_an_ordinary_file(tmp_path: Path, capsys: pytest.Capture
 def test_what_is_wrong_is_said(file: str) -> None:
     with pytest.raises(InputError, match="--tokenizer PATH"):
         call(file, "--max-length", "10")
+    with pytest.raises(InputError, match="--model PATH"):
+        call(file, "--weights", "1,2")
     with pytest.raises(InputError, match="unreadable YAML"):
         call(file, "--objectives", "{full: [")
     with pytest.raises(InputError, match="gone"):
         call(file + ".gone")
     with pytest.raises(InputError, match="unknown"):
         call(file, "--objectives", "{full: {wieght: 1}}")
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> list[str]:
+    """A file and a model for it."""
+    data = write_jsonl(tmp_path / "rows.jsonl", records("native", n=24))
+    return [data, "--model", str(save_model(tmp_path / "model"))]
+
+
+def test_conflict_at_a_model(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*measured, "--weights", "3,1", "--rows", "16") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("24 comparisons") and "response, tokens" in out  # its own tokenizer counts lengths
+    figures = out[out.index("Gradients before training, of 16 comparisons (LoRA, ") :]
+    assert "helpful     0.750" in figures and "helpful ~ short" in figures and "A step of 16: " in figures
+    assert figures.splitlines()[-1].endswith(".") and "RACO will" in figures
+    assert max(map(len, figures.splitlines())) <= 100
+
+
+def test_conflict_as_json(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    objectives = "{short: {weight: 0.4}, helpful: {weight: 0.6}}"
+    assert call(*measured, "--full", "--json", "--objectives", objectives, "--c", "0.2") == 0
+    found = json.loads(capsys.readouterr().out)["conflict"]
+    assert found["trained"] == "all weights" and found["conflict"]["objectives"] == ["short", "helpful"]
+    assert found["conflict"]["weights"] == [0.4, 0.6] and found["conflict"]["c"] == 0.2
+    assert 0 <= found["conflict"]["angle"]["value"] <= 11.6  # degrees: asin(0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--weights", "1"], "one each for helpful, short"),
+        (["--weights", "a,b"], "unreadable weights"),
+        (["--weights", "0,0"], "all weights are zero"),
+        (["--c", "1"], "bad c"),
+        (["--beta", "0"], "bad beta"),
+        (["--rows", "4"], "too few rows"),
+    ],
+)
+def test_what_is_wrong_with_conflict_is_said(measured: list[str], options: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        call(*measured, *options)
 
 
 def test_an_old_terminal_gets_question_marks(file: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,31 @@ paretune data train.jsonl
 paretune data finetune_truth.jsonl finetune_info.jsonl --format truthfulqa
 paretune data dpo.jsonl --objectives '{helpful: {labels: chosen}, concise: {rule: shorter}}'
 paretune data train.jsonl --tokenizer runs/first --max-length 1024 --json > data.json
+paretune data train.jsonl --model Qwen/Qwen3-0.6B --weights 0.6,0.4
+
+With --model, 64 comparisons' gradients are taken at that model, and a sentence says whether RACO will differ here.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import shutil
 import sys
+import textwrap
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from paretune.cli.summary import table
 from paretune.errors import InputError
-from paretune.objectives import Objective, parse_objectives
+from paretune.objectives import Objective, normalize_weights, parse_objectives
+
+if TYPE_CHECKING:
+    from paretune.pipelines.conflict import Figure, ModelConflict
 
 WIDEST = 100  # columns; wider tables are harder to read along
 
@@ -45,6 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--take", type=int, metavar="N", help="only the first N rows")
     parser.add_argument("--tokenizer", metavar="PATH", help="a model directory or hub id: lengths in tokens too")
     parser.add_argument("--max-length", type=int, metavar="TOKENS", help="with --tokenizer: which rows would not fit")
+    parser.add_argument(
+        "--model", metavar="PATH", help="a model directory or hub id: how the objectives conflict there"
+    )
+    parser.add_argument(
+        "--weights", metavar="LIST", help="with --model: one weight per objective, comma-separated (default: theirs)"
+    )
+    parser.add_argument("--c", type=float, default=0.4, help="with --model: radius of the correction (default: 0.4)")
+    parser.add_argument("--beta", type=float, default=0.2, help="with --model: inverse temperature (default: 0.2)")
+    parser.add_argument("--rows", type=int, default=64, help="with --model: comparisons to measure on (default: 64)")
+    parser.add_argument("--full", action="store_true", help="with --model: gradients of all weights instead of LoRA's")
     parser.add_argument("--json", action="store_true", help="all figures as JSON instead of the drawing")
 
 
@@ -54,8 +74,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: what reading, tokenizing or an argument finds wrong.
     """
-    if args.max_length is not None and args.tokenizer is None:
+    source = args.tokenizer or args.model
+    if args.max_length is not None and source is None:
         raise InputError("--max-length counts tokens", fix="Name the tokenizer too: --tokenizer PATH.")
+    if args.weights is not None and args.model is None:
+        raise InputError("--weights weigh gradients at a model", fix="Name it: --model PATH.")
     objectives = None if args.objectives is None else _objectives(args.objectives)
 
     from paretune.comparisons.drawing import render
@@ -73,19 +96,26 @@ def run(args: argparse.Namespace) -> int:
         take=args.take,
     )
     tokenized, tokens = None, None
-    if args.tokenizer is not None:
+    if source is not None:
         from paretune.comparisons.tokens import tokenize_comparisons
         from paretune.policy.loading import load_tokenizer
 
-        tokenizer = load_tokenizer(args.tokenizer)
+        tokenizer = load_tokenizer(source)
         tokenized, tokens = tokenize_comparisons(rows, tokenizer, report.objectives, max_length=args.max_length)
+    conflict = None
+    if args.model is not None:
+        weighted = _weighted(objectives or parse_objectives(report.objectives), args.weights)
+        conflict = _conflict(args, weighted, tokenized, tokenizer)
     summary = summarize(rows, report.objectives, tokenized)
     if args.json:
         found: dict[str, Any] = {"summary": summary.to_dict(), "data": report.to_dict()}
         found["tokens"] = None if tokens is None else asdict(tokens)
+        found["conflict"] = None if conflict is None else _finite(conflict.to_dict())
         _write(json.dumps(found, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
     else:
-        _write(render(summary, report, tokens, width=min(WIDEST, shutil.get_terminal_size().columns)))
+        width = min(WIDEST, shutil.get_terminal_size().columns)
+        text = render(summary, report, tokens, width=width)
+        _write(text if conflict is None else f"{text}\n{conflict_text(conflict, width)}")
     return 0
 
 
@@ -97,6 +127,76 @@ def _objectives(text: str) -> list[Objective]:
     if isinstance(spec, str):
         spec = [name.strip() for name in spec.split(",") if name.strip()]
     return parse_objectives(spec)
+
+
+def _weighted(objectives: list[Objective], text: str | None) -> list[Objective]:
+    """The objectives with the weights of a comma-separated list, in their order."""
+    if text is None:
+        return objectives
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError("unreadable weights", where="--weights", expected="0.6,0.4", found=text) from error
+    if len(weights) != len(objectives):
+        names = ", ".join(o.name for o in objectives)
+        raise InputError("bad weights", where="--weights", expected=f"one each for {names}", found=text)
+    return [dataclasses.replace(o, weight=weight) for o, weight in zip(objectives, weights, strict=True)]
+
+
+def _conflict(args: argparse.Namespace, objectives: list[Objective], rows: Any, tokenizer: Any) -> ModelConflict:
+    import torch
+
+    from paretune.pipelines.conflict import measure_conflict
+    from paretune.policy.loading import load_policy
+
+    if not 0.0 <= args.c < 1.0:
+        raise InputError("bad c", where="--c", expected="0 <= c < 1", found=args.c)
+    if not args.beta > 0.0:
+        raise InputError("bad beta", where="--beta", expected="a number > 0", found=args.beta)
+    # before the weights are read: this is quick, and they may not be
+    normalize_weights(objectives)
+    model = load_policy(args.model, full=args.full).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    return measure_conflict(
+        model, tokenizer, rows, objectives, c=args.c, beta=args.beta, size=args.rows, full=args.full
+    )
+
+
+def conflict_text(found: ModelConflict, width: int) -> str:
+    """The figures as two tables, and the sentence, ending in a newline."""
+    conflict = found.conflict
+    rows = []
+    for i, name in enumerate(conflict.objectives):
+        norm = conflict.norms[name]
+        effective = f"{conflict.effective_weights[i]:.3f}"
+        rows.append([name, f"{conflict.weights[i]:.3f}", effective, str(conflict.labels[name]), *_cells(norm, ".3g")])
+    head = ["objective", "weight", "RACO's weight", "labels", "norm", "95 % interval"]
+    what = f"{found.trained}, {found.parameters:,} parameters, {found.device}"
+    lines = [f"Gradients before training, of {conflict.rows} comparisons ({what})", "", table(head, rows), ""]
+    between = [[pair.replace("~", " ~ "), *_cells(figure, "+.2f")] for pair, figure in conflict.cosines.items()]
+    if between:
+        lines += [table(["gradients of", "cosine", "95 % interval"], between), ""]
+    angles = [[f"at the weights given, c = {conflict.c:g}", *_cells(conflict.angle, ".1f")]]
+    angles += [["at " + " / ".join(f"{w:.2g}" for w in at), f"{degrees:.1f}", ""] for at, degrees in conflict.elsewhere]
+    lines += [table(["RACO's angle to linear weighting", "degrees", "95 % interval"], angles), ""]
+    lines.append(
+        f"A step of {conflict.rows}: {found.seconds_per_step:.2g} s here ({found.rows_per_second:.3g} rows/s)."
+    )
+    lines += [f"- {notice}" for notice in found.notices]
+    return "\n".join([*lines, "", textwrap.fill(conflict.sentence, max(width, 72)), ""])
+
+
+def _cells(figure: Figure, form: str) -> list[str]:
+    known = figure.low is not None and figure.high is not None
+    return [format(figure.value, form), f"{figure.low:{form}} to {figure.high:{form}}" if known else "-"]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what could not be measured is null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(text: str) -> None:

@@ -46,6 +46,8 @@ from paretune.training.step import differentiate, log_probs, single_pass_reason
 HARDLY, CLEARLY = 3.0, 8.0
 # Cosines above this are no conflict, here as in the summary that a run ends with.
 NO_CONFLICT = -0.05
+# Two gradients below this are one with two signs: c and the weights then decide how far to go, not where.
+OPPOSED = -0.999
 # Student's t at 97.5 % with K - 1 degrees of freedom, for the numbers of batches used: LoRA's, all weights'.
 _T = {8: 2.365, 4: 3.182}
 
@@ -318,9 +320,12 @@ def sentence(
     text = f"RACO will {verdict} from linear weighting here"
     if why_zero:
         text += f": it makes no correction, because {why_zero}"
+    elif len(norms) == 2 and measured[pair] < OPPOSED:
+        text += f": {between}, opposed in every row, so that all their combinations lie on one line"
+    elif verdict == "hardly differ" and conflict:
+        text += f": {between}, but with these weights its correction points where linear weighting goes anyway"
     elif verdict == "hardly differ":
-        text += f": {between}, " if conflict else f", because there is little conflict: {between}"
-        text += "but with these weights its correction points where linear weighting goes anyway" if conflict else ""
+        text += f", because there is little conflict: {between}"
     elif conflict:
         text += f": {between}, and its update turns {angle.value:.0f} degrees away"
     else:
