@@ -12,12 +12,15 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv test check format clean
+.PHONY: help venv demo test check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: $(INSTALLED) ## make .venv and install into it what constraints.txt pins (the other targets do this by themselves)
+
+demo: $(INSTALLED) ## a real trade-off between objectives, made here, offline, in minutes; names its report
+	$(BIN)/paretune demo --out demo
 
 test: $(INSTALLED) ## run the tests; ARGS="tests/combine -k vertex" chooses some, WORKERS=1 runs them one by one
 # One thread per worker: workers that each take every core slow each other down several times over.

@@ -19,6 +19,7 @@ from paretune.cli.settings import nearest
 from paretune.errors import DivergedError, InputError
 
 COMMANDS = {
+    "demo": "a real trade-off, made and measured on this machine, offline, in minutes",
     "train": "aligns a model with several objectives at once",
     "evaluate": "held-out losses, margins and accuracies of one or several models",
     "data": "what a data set holds: labels, agreement, conflicts, lengths",
