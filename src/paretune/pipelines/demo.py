@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -23,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretune.evaluation.sample import Samples, sample
 from paretune.objectives import Objective
+from paretune.pipelines.workers import quiet_worker
 from paretune.sandbox.labels import PRESETS
 from paretune.sandbox.language import BASE_STEPS, make_items, sample_rows, train_base
 from paretune.sandbox.safety import SAFETY
@@ -238,20 +236,6 @@ def run_cell(plan: Plan, cell: Cell, base: str, folder: Path) -> dict[str, Any]:
     return plain(content)
 
 
-def _one_thread() -> None:
-    """A worker's set-up: cells run side by side, and threads of several processes on few cores wait for each other."""
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from datasets import disable_progress_bars
-    from transformers.utils import logging as noise
-
-    noise.set_verbosity_error()
-    noise.disable_progress_bar()
-    disable_progress_bars()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it whether or not it is used
-    logging.getLogger("paretune").setLevel(logging.ERROR)  # notices are kept in each cell's run.json
-
-
 def run_demo(folder: Path, plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     """Runs what is not yet there, in parallel processes, and writes `result.json`.
 
@@ -268,7 +252,7 @@ def run_demo(folder: Path, plan: Plan, say: Callable[[str], None]) -> dict[str, 
             return content
     started = time.perf_counter()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(plan.workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(plan.workers, mp_context=context, initializer=quiet_worker) as pool:
         preparing: dict[Future[dict[str, Any]], str] = {
             pool.submit(prepare_world, plan, name, place): name for name in plan.worlds
         }
