@@ -46,6 +46,9 @@ addEventListener("load", () => {
     if (node.closest(".scroll, pre, svg")) continue;
     if (node.getBoundingClientRect().right > wide + 1) found.wider.push(node.tagName + "." + node.className);
   }
+  for (const table of document.querySelectorAll(".scroll"))
+    if (table.scrollWidth > table.clientWidth + 1 && getComputedStyle(table).overflowX !== "auto")
+      found.wider.push("a table that cannot be scrolled");
   found.plots = document.querySelectorAll("svg.plot").length;
   const mark = document.querySelector(".tip"), box = document.getElementById("tip");
   found.shownBefore = !box.hidden;

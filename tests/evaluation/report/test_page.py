@@ -63,10 +63,10 @@ def test_every_figure_has_axes_units_and_a_caption(tree: Node) -> None:
 
 
 def test_every_point_says_its_weights_scores_and_runs(tree: Node) -> None:
+    fronts = [plot for plot in tree.all("svg", "plot") if plot.attributes["aria-label"].startswith("Front: ")]
+    marks = [n for plot in fronts for n in plot.walk() if "tip" in n.classes]
     for world, units in WORLDS.items():
-        tips = {
-            n.attributes["data-tip"] for n in tree.walk() if "tip" in n.classes and world in n.attributes["data-tip"]
-        }
+        tips = {n.attributes["data-tip"] for n in marks if world in n.attributes["data-tip"]}
         for method, shown in zip(METHODS, ("linear", "CAGrad", "MGDA", "RACO"), strict=True):
             for weights in weightings(len(units)):
                 if method == "mgda" and max(weights) > 0.51:
@@ -80,7 +80,7 @@ def test_every_point_says_its_weights_scores_and_runs(tree: Node) -> None:
                 assert all(f"{name}: 0." in tip for tip in means for name in units)
                 assert any(tip.startswith(f"{shown}, one run, seed 1") and f"{run}1" in tip for tip in tips), run
     for mark in ("base, before training", "oracle", "trained on helpful alone"):
-        assert any(n.attributes["data-tip"].startswith(mark) for n in tree.walk() if "tip" in n.classes)
+        assert any(n.attributes["data-tip"].startswith(mark) for n in marks)
     for node in tree.walk():
         if "tip" in node.classes:  # without the script: the browser's own
             (title,) = node.all("title")
