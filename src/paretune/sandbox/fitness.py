@@ -22,7 +22,7 @@ from paretune.sandbox.world import Item, World
 
 Floats = npt.NDArray[np.float64]
 # What "well below" means, in standard deviations of the base's own responses to one prompt.
-ROOM_EACH = 1.0
+ROOM_EACH = 0.5
 ROOM_ALL = 0.25
 VARIED = 0.5
 
