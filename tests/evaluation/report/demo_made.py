@@ -18,8 +18,9 @@ from paretune.training.diagnostics import step_metrics
 
 OPTIONS: dict[str, dict[str, float]] = {"raco": {"c": 0.4}, "cagrad": {"c": 0.4}}
 METHODS = ("linear", "cagrad", "mgda", "raco")
+LONG_UNIT = "the length of the answer in words over twenty, negative (-1.2 to 0)"
 WORLDS: dict[str, dict[str, str]] = {
-    "summaries": {"coverage": "share of facts", "faithfulness": "share of statements", "conciseness": "−tokens/20"},
+    "summaries": {"coverage": "share of facts", "faithfulness": "share of statements", "conciseness": LONG_UNIT},
     "safety": {"helpful": "points of 4", "harmless": "−hazards"},
 }
 HOSTILE = (
@@ -59,7 +60,7 @@ def made_world(folder: Path, name: str, units: dict[str, str], seeds: Sequence[i
         rng = random.Random(f"{method}{weights}{seed}")
         pull = {"linear": 1.0, "cagrad": 0.7, "mgda": 0.1, "raco": 0.85}[method]
         scores = {
-            o: 0.45 + 0.2 * (pull * (w - 1 / m) * m / 2) + rng.gauss(0, 0.012)
+            o: 0.45 + 0.2 * (pull * (w - 1 / m) * m / 2) + rng.gauss(0, 0.012) - 1.6 * (o == "conciseness")
             for o, w in zip(objectives, weights, strict=True)
         }
         points.append(

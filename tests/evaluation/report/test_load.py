@@ -9,7 +9,7 @@ import pytest
 
 from paretune.errors import InputError
 from paretune.evaluation.report.load import Demo, Run, load, load_run, world_of_runs
-from tests.evaluation.report.demo_made import METHODS, made_run
+from tests.evaluation.report.demo_made import LONG_UNIT, METHODS, made_run
 
 
 def test_a_demo_brings_its_points_and_their_runs(demo: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_demo_brings_its_points_and_their_runs(demo: Path) -> None:
     assert safety.objectives == ("helpful", "harmless")
     assert {point.method for point in safety.points} == set(METHODS)
     assert all(point.run is not None and point.run.seed == point.seed for point in safety.points)
-    assert summaries.units["conciseness"] == "−tokens/20"
+    assert summaries.units["conciseness"] == LONG_UNIT
     assert summaries.base is not None and summaries.base_n == 200
     assert found.facts["seeds"] == [0, 1] and "worlds" not in found.facts
 

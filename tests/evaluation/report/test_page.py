@@ -11,7 +11,16 @@ import pytest
 
 from paretune.errors import InputError
 from paretune.evaluation.report import write_report
-from tests.evaluation.report.demo_made import HOSTILE, METHODS, WORLDS, made_demo, made_run, made_world, weightings
+from tests.evaluation.report.demo_made import (
+    HOSTILE,
+    LONG_UNIT,
+    METHODS,
+    WORLDS,
+    made_demo,
+    made_run,
+    made_world,
+    weightings,
+)
 from tests.evaluation.report.dom import Node, read
 from tests.runs_made import made_text_rows, small_trainer
 
@@ -58,7 +67,16 @@ def test_every_figure_has_axes_units_and_a_caption(tree: Node) -> None:
             assert len(words) >= 2, "both axes are named"
             assert len([t for t in plot.all("text") if re.search(r"\d", t.text)]) >= 4, "and have figures"
     units = " ".join(t.text for t in tree.all("text"))
-    for unit in ("share of facts", "−tokens/20", "nats", "degrees", "%", "optimizer step", "(no unit)"):
+    for unit in (
+        "share of facts",
+        "conciseness (-1.2 to 0)",
+        "gain (-1.2 to 0)",
+        "nats",
+        "degrees",
+        "%",
+        "optimizer step",
+        "(no unit)",
+    ):
         assert unit in units
 
 
@@ -77,7 +95,7 @@ def test_every_point_says_its_weights_scores_and_runs(tree: Node) -> None:
                     tip for tip in tips if tip.startswith(f"{shown}, mean of 2 runs") and f"weights: {asked}\n" in tip
                 ]
                 assert means and all(f"{run}0" in tip and f"{run}1" in tip for tip in means), run
-                assert all(f"{name}: 0." in tip for tip in means for name in units)
+                assert all(re.search(f"{name}: −?[01]\\.", tip) for tip in means for name in units)
                 assert any(tip.startswith(f"{shown}, one run, seed 1") and f"{run}1" in tip for tip in tips), run
     for mark in ("base, before training", "oracle", "trained on helpful alone"):
         assert any(n.attributes["data-tip"].startswith(mark) for n in marks)
@@ -92,6 +110,7 @@ def test_the_sections_of_a_demo_are_there(tree: Node) -> None:
     parts = ["The front", "Gain and distance", "Volume under the front", "Conflict and combination", "Side by side"]
     assert [node.text for node in tree.all("h3")] == [*parts, "What to try", "Single runs"] * 2
     text = tree.text
+    assert f"conciseness: {LONG_UNIT}." in text, "an axis has room for its range only"
     assert "one backward pass per objective, because of a made reason" in text
     assert "paretune demo --seeds 3" in text
     assert "0123456789abcdef+" in text

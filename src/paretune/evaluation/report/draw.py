@@ -19,6 +19,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 SVG = "http://www.w3.org/2000/svg"
 LINK = "{http://www.w3.org/1999/xlink}href"
@@ -83,6 +84,8 @@ def panel(x: str, y: str, *, title: str = "", size: tuple[float, float] = (4.5, 
     # letters that fit beside an axis, which is about 0.9 inches shorter than its side
     axes.set_xlabel(fitted(x, int((size[0] - 0.9) * 11.5)))
     axes.set_ylabel(fitted(y, int((size[1] - 0.9) * 11.5)))
+    for axis in (axes.xaxis, axes.yaxis):  # few round figures: no room for -1.025 beside -1.000
+        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     if title:
         axes.set_title(fitted(title, int(size[0] * 10)), loc="left")
     return figure, axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +22,18 @@ def methods_of(world: World) -> list[str]:
 
 
 def axis_name(world: World, name: str) -> str:
-    """An objective with its unit, for an axis."""
-    unit = world.units.get(name)
-    return f"{name} ({unit})" if unit else name
+    """An objective with its unit, for an axis or a table's head."""
+    return f"{name} ({short_unit(world, name)})"
+
+
+def short_unit(world: World, name: str, longest: int = 20) -> str:
+    """A unit where there is room for little: the text itself, or the range that it ends in, or "score".
+
+    The whole text stands at the world's beginning.
+    """
+    unit = world.units.get(name) or "score"
+    range_ = re.search(r"\(([^()]+)\)\s*$", unit)
+    return unit if len(unit) <= longest else range_[1] if range_ and len(range_[1]) <= longest else "score"
 
 
 def legend_of(world: World) -> list[tuple[str, str]]:
@@ -193,7 +203,7 @@ def gains_by_kl(world: World, key: str) -> Plots | None:
         return None
     panels, methods = [], methods_of(world)
     for i, name in enumerate(world.objectives):
-        gain = f"gain ({world.units[name]})" if world.units.get(name) else "gain over the base"
+        gain = f"gain ({short_unit(world, name)})"
         figure, axes = draw.panel("KL(policy ‖ reference), nats", gain, title=name)
         marks, base = _Marks(axes), world.base.scores[name]
         axes.axhline(0, color=MUTED, linewidth=0.8)

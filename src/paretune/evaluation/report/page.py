@@ -113,6 +113,7 @@ def _facts(demos: Sequence[Demo], runs: Sequence[Run]) -> list[str]:
 
 def _world_section(world: World, key: str) -> Section:
     short: list[Block] = [Words([world.description])] if world.description else []
+    short += [Words(tables.unit_words(world), listed=True)] if tables.unit_words(world) else []
     short += [Words(tables.data_words(world))] if tables.data_words(world) else []
     short.append(Words(words.in_short(world), listed=True))
     several = len(world.objectives) > 1

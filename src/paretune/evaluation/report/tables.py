@@ -7,6 +7,7 @@ from typing import Any
 
 from paretune.evaluation.report.blocks import Examples, Table, method_name, number, share, weights_text
 from paretune.evaluation.report.facts import Volumes, effective_weights, equal_kl, groups, seeds_of, volumes
+from paretune.evaluation.report.figures import axis_name
 from paretune.evaluation.report.load import Point, Run, World, last
 
 
@@ -34,7 +35,7 @@ def points(world: World) -> Table:
     caption += f". Weights in the order {' / '.join(world.objectives)}."
     caption += " MGDA takes no weights." if any(p.method == "mgda" for p in world.points) else ""
     caption += " Hacks are scripted answers that no model gave; they are not drawn." if world.hacks else ""
-    head = ["method", "weights", *(_with_unit(world, name) for name in world.objectives), "KL, nats", "runs"]
+    head = ["method", "weights", *(axis_name(world, name) for name in world.objectives), "KL, nats", "runs"]
     return Table(head, rows, caption, words=2)
 
 
@@ -44,10 +45,6 @@ def _mark_row(world: World, what: str, point: Point) -> list[str]:
         interval = f" [{number(point.ci[name][0])}, {number(point.ci[name][1])}]" if name in point.ci else ""
         scores.append(number(point.scores[name]) + interval)
     return [what, weights_text(point.weights, world.objectives), *scores, number(point.kl, ".2f"), "–"]
-
-
-def _with_unit(world: World, name: str) -> str:
-    return f"{name}, {world.units[name]}" if world.units.get(name) else name
 
 
 def gains(world: World) -> Table | None:
@@ -68,7 +65,7 @@ def gains(world: World) -> Table | None:
         f"{number(budget, '.2f')} nats of the reference (the median of all points, or the least at which every method "
         "has one), and the weights it had. Nothing is interpolated: fewer points within are a disadvantage."
     )
-    return Table(["method", *(_with_unit(world, n) for n in world.objectives), "points within"], rows, caption)
+    return Table(["method", *(axis_name(world, n) for n in world.objectives), "points within"], rows, caption)
 
 
 def volume(world: World) -> Table | None:
@@ -105,6 +102,11 @@ def runs(world: World) -> Table:
         row += [number(p.scores[name]) for name in world.objectives] + [number(p.kl, ".2f")]
         rows.append([*row, *(number(p.extras.get(key)) for key in extras), p.run_name or "–"])
     return Table(head, rows, "Every run behind the points of the front.", words=2, folded=True)
+
+
+def unit_words(world: World) -> list[str]:
+    """What each objective's score is, in full."""
+    return [f"{name}: {world.units[name]}." for name in world.objectives if world.units.get(name)]
 
 
 def data_words(world: World) -> list[str]:
