@@ -84,13 +84,14 @@ def right(scores: np.ndarray, part: Part) -> np.ndarray:
 
 
 def figures(scores: Sequence[np.ndarray], part: Part) -> dict[str, Any]:
-    """Accuracies and margins of one method's S seeds: {subset: {objective: {accuracy, margin}}}.
+    """Accuracies, margins and logistic losses of one method's S seeds: {subset: {objective: {figure: …}}}.
 
     Each figure holds value, low, high, n, and over the seeds their standard deviation and values.
     """
     per_seed = {
         "accuracy": np.stack([right(score, part) for score in scores]),
         "margin": np.stack([part.sign * score for score in scores]),
+        "loss": np.stack([np.logaddexp(0.0, -part.sign * score) for score in scores]),
     }
     found: dict[str, Any] = {}
     for name, inside in part.subsets().items():

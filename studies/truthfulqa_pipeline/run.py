@@ -106,8 +106,17 @@ def main() -> None:
         "data": facts, "tried": tried, "rates": best, "checks": checks,
         **tables(cells, model, work),
     }  # fmt: skip
-    write_json(options.results, results)
+    write_json(options.results, rounded(results))
     print(f"{options.results} written after {time.time() - started:.0f} s")
+
+
+def rounded(value: Any) -> Any:
+    """The same with floats of five significant digits: no figure here is known better."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -20,7 +20,8 @@ def main() -> None:
         ("Learning rates tried", tried(results)),
         ("Accuracy", accuracies(results)),
         ("Margin", margins(results)),
-        ("Beside the baselines", beside(results)),
+        ("Pairs that only one objective labels", single(results)),
+        ("Beside the baselines, all pairs", beside(results)),
         ("What the runs logged", logged(results)),
     ):
         print(f"\n**{title}**\n\n" + "\n".join(rows))
@@ -77,8 +78,25 @@ def margins(results: dict[str, Any]) -> list[str]:
     return table(["", "weights T/I", *(f"{SHORT[o]} {s}" for s in SUBSETS[:-1] for o in SHORT if _has(s, o))], rows)
 
 
+def single(results: dict[str, Any]) -> list[str]:
+    """Accuracy on truth-only and information-only pairs beside the baselines', and the share that length explains."""
+    rows = []
+    for group in results["groups"]:
+        row = [f"{group['method']}, {group['combiner']}", _weights(group)]
+        baselines = results["baselines"][_weights(group)]
+        for subset, objective in (("truth", "truthful"), ("info", "informative")):
+            mine = group["test"][subset][objective]["accuracy"]
+            length, words = (baselines[n][subset][objective]["accuracy"]["value"] for n in ("length", "words"))
+            row.append(f"{100 * mine['value']:.1f} [{100 * mine['low']:.0f}, {100 * mine['high']:.0f}]")
+            row += [f"{100 * length:.1f}", f"{100 * words:.1f}"]
+            row.append(f"{(length - 0.5) / (mine['value'] - 0.5):.0%}" if mine["low"] > 0.5 else "-")
+        rows.append(row)
+    columns = [f"{kind}{what}" for kind in ("T-only", "I-only") for what in ("", ", length", ", words", ", explained")]
+    return table(["", "weights T/I", *columns], rows)
+
+
 def beside(results: dict[str, Any]) -> list[str]:
-    """Per group and baseline: accuracy gained over it with its interval, and the share of accuracy that it explains."""
+    """Per group and baseline: accuracy gained over it, the share of accuracy above chance that it has too, …"""
     rows = []
     for group in results["groups"]:
         for name, found in group["beside"].items():
@@ -87,7 +105,8 @@ def beside(results: dict[str, Any]) -> list[str]:
                 it = found[objective]
                 gain = it["gain"]
                 row.append(f"{100 * gain['value']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]")
-                row.append("-" if it["explained"] is None else f"{it['explained']:.0%}")
+                above = group["test"]["all"][objective]["accuracy"]["low"] > 0.5  # else there is nothing to explain
+                row.append(f"{it['explained']:.0%}" if above and it["explained"] is not None else "-")
                 row.append(" / ".join("-" if it[k] is None else f"{it[k]:.0%}" for k in ("where_right", "where_wrong")))
             rows.append([*row, f"{found['agreement']:.0%}"])
     columns = [f"{SHORT[o]} {what}" for o in SHORT for what in ("gain", "explained", "where right / wrong")]
@@ -110,10 +129,11 @@ def logged(results: dict[str, Any]) -> list[str]:
         row.append(f"{mean(lambda r: r['cosine']):+.2f}")
         row.append(f"{mean(lambda r: r['clip_active']):.0%}")
         row.append(f"{math.degrees(mean(lambda r: r['angle_to_linear'])):.1f}°")
-        row.append(f"{mean(lambda r: r['validation_loss']):.4f}")
+        loss = {name: group["test"]["all"][name]["loss"]["value"] for name in SHORT}
+        row.append(f"{group['weight'] * loss['truthful'] + (1 - group['weight']) * loss['informative']:.4f}")
         rows.append([*row, str(runs[0]["trained_parameters"])])
     ends = [f"{SHORT[name]} {when}" for name in SHORT for when in ("first", "last")]
-    names = ["cosine", "clip active", "angle to linear", "validation loss", "trained parameters"]
+    names = ["cosine", "clip active", "angle to linear", "test loss", "trained parameters"]
     return table(["", "weights T/I", *ends, *names], rows)
 
 
