@@ -10,7 +10,8 @@ import pytest
 
 from paretune.cli.demo import table
 from paretune.evaluation.report import write_report
-from paretune.pipelines.demo import WORLDS, Plan, make_cells, run_demo, weightings
+from paretune.pipelines.demo import Plan, make_cells, run_demo, weightings
+from paretune.sandbox import WORLDS
 
 SMALL = Plan(
     worlds=("safety",),

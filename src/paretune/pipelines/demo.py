@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,35 +26,34 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from paretune.evaluation.sample import Samples, sample
 from paretune.objectives import Objective
 from paretune.pipelines.workers import quiet_worker
+from paretune.sandbox import WORLDS
 from paretune.sandbox.labels import PRESETS
 from paretune.sandbox.language import BASE_STEPS, make_items, sample_rows, train_base
-from paretune.sandbox.safety import SAFETY
-from paretune.sandbox.summaries import SUMMARIES
 from paretune.sandbox.world import Item, World
 from paretune.training.config import RACOConfig
 from paretune.training.record import commit, plain, versions, write_json
 from paretune.training.trainer import RACOTrainer
-
-WORLDS: dict[str, World] = {world.name: world for world in (SUMMARIES, SAFETY)}
 
 
 @dataclass(frozen=True)
 class Plan:
     """How much the demo does; the defaults end within five minutes on two cores.
 
-    `methods` take every weighting; "mgda" ignores weights and takes the even one only.
+    `methods` take every weighting; "mgda" ignores weights and takes the even one only. `labelling` is a preset of
+    `sandbox.labels` with `kappa` (inverse noise of the labellers) for these worlds' rewards, which differ by 0.1 to 1.
     """
 
     worlds: tuple[str, ...] = ("summaries", "safety")
     methods: tuple[str, ...] = ("linear", "cagrad", "raco", "mgda")
     seeds: tuple[int, ...] = (0,)
     labelling: str = "clean"
-    prompts: int = 192
-    pairs_per_prompt: int = 4
-    steps: int = 60
+    kappa: float = 6.0
+    prompts: int = 400
+    pairs_per_prompt: int = 3
+    steps: int = 50
     batch: int = 32
-    learning_rate: float = 3e-4
-    beta: float = 0.2
+    learning_rate: float = 1e-4
+    beta: float = 0.1
     eval_prompts: int = 64
     eval_samples: int = 8
     oracle_of: int = 64
@@ -143,7 +142,8 @@ def prepare_world(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
     world, started = WORLDS[name], time.perf_counter()
     base = train_base(world, seed=0, steps=plan.base_steps)
     trained = time.perf_counter() - started
-    rows = sample_rows(world, base, plan.prompts, plan.pairs_per_prompt, PRESETS[plan.labelling], seed=0)
+    labelling = replace(PRESETS[plan.labelling], kappa=plan.kappa)
+    rows = sample_rows(world, base, plan.prompts, plan.pairs_per_prompt, labelling, seed=0)
     data = folder / name / "train.jsonl"
     data.parent.mkdir(parents=True, exist_ok=True)
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
