@@ -251,7 +251,7 @@ def sample_rows(
 ) -> list[dict[str, Any]]:
     """Rows of comparisons: two responses of the base at temperature 1, labelled from their exact rewards.
 
-    Responses that the base did not end in time are left out, and so are repeats of a response to the same prompt: a
+    Responses that the base did not end in time are left out, and so are repeats of a response or a pair: a
     prompt where the base hardly varies gives fewer pairs. A labelling with a share of conflicts then picks among them.
 
     Args:
@@ -274,11 +274,15 @@ def sample_rows(
     )
     rows: list[dict[str, Any]] = []
     rewards: list[list[list[float]]] = []
+    seen: set[tuple[str, ...]] = set()
     for i, item in enumerate(items):
         ended = [text for text, cut in zip(drawn.texts[i], drawn.cut[i].tolist(), strict=True) if text and not cut]
         texts = list(dict.fromkeys(ended))
         for k in range(min(pairs_per_prompt, len(texts) // 2)):
             a, b = texts[2 * k], texts[2 * k + 1]
+            if (item.prompt, *sorted((a, b))) in seen:  # small worlds ask the same thing twice
+                continue
+            seen.add((item.prompt, *sorted((a, b))))
             rewards.append([_rewards(world, item, text) for text in (a, b)])
             rows.append({"prompt": item.prompt, "response_a": f" {a}", "response_b": f" {b}", "group": item.group})
     if not rows:
