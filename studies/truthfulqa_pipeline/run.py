@@ -243,6 +243,7 @@ def logged(cell: Cell, work: Path) -> dict[str, Any]:
             name: {end: line[f"rewards/margins/{name}"] for end, line in ends.items()} for name in OBJECTIVES
         },
         "cosine": mean(f"grad/cosine/{OBJECTIVES[0]}~{OBJECTIVES[1]}"),
+        "effective_weight": {name: mean(f"combine/effective_weight/{name}") for name in OBJECTIVES},
         "clip_active": mean("combine/clip_active"),
         "angle_to_linear": mean("combine/angle_to_linear"),
         "seconds_per_step": mean("time/step"),

@@ -89,7 +89,7 @@ def single(results: dict[str, Any]) -> list[str]:
             length, words = (baselines[n][subset][objective]["accuracy"]["value"] for n in ("length", "words"))
             row.append(f"{100 * mine['value']:.1f} [{100 * mine['low']:.0f}, {100 * mine['high']:.0f}]")
             row += [f"{100 * length:.1f}", f"{100 * words:.1f}"]
-            row.append(f"{(length - 0.5) / (mine['value'] - 0.5):.0%}" if mine["low"] > 0.5 else "-")
+            row.append(f"{(length - 0.5) / (mine['value'] - 0.5):.0%}" if mine["low"] > 0.5 and length > 0.5 else "-")
         rows.append(row)
     columns = [f"{kind}{what}" for kind in ("T-only", "I-only") for what in ("", ", length", ", words", ", explained")]
     return table(["", "weights T/I", *columns], rows)
@@ -105,8 +105,9 @@ def beside(results: dict[str, Any]) -> list[str]:
                 it = found[objective]
                 gain = it["gain"]
                 row.append(f"{100 * gain['value']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]")
-                above = group["test"]["all"][objective]["accuracy"]["low"] > 0.5  # else there is nothing to explain
-                row.append(f"{it['explained']:.0%}" if above and it["explained"] is not None else "-")
+                # of a policy at chance there is nothing to explain, and a baseline below chance explains nothing
+                above = group["test"]["all"][objective]["accuracy"]["low"] > 0.5 and (it["explained"] or 0) > 0
+                row.append(f"{it['explained']:.0%}" if above else "-")
                 row.append(" / ".join("-" if it[k] is None else f"{it[k]:.0%}" for k in ("where_right", "where_wrong")))
             rows.append([*row, f"{found['agreement']:.0%}"])
     columns = [f"{SHORT[o]} {what}" for o in SHORT for what in ("gain", "explained", "where right / wrong")]
@@ -127,13 +128,15 @@ def logged(results: dict[str, Any]) -> list[str]:
             for when in ("first", "last"):
                 row.append(f"{mean(lambda r, n=name, w=when: r['train_margin'][n][w]):+.2g}")
         row.append(f"{mean(lambda r: r['cosine']):+.2f}")
+        effective = [mean(lambda r, n=name: r["effective_weight"][n]) for name in SHORT]
+        row.append("/".join(f"{weight:.2f}" for weight in effective))
         row.append(f"{mean(lambda r: r['clip_active']):.0%}")
         row.append(f"{math.degrees(mean(lambda r: r['angle_to_linear'])):.1f}°")
         loss = {name: group["test"]["all"][name]["loss"]["value"] for name in SHORT}
         row.append(f"{group['weight'] * loss['truthful'] + (1 - group['weight']) * loss['informative']:.4f}")
-        rows.append([*row, str(runs[0]["trained_parameters"])])
+        rows.append(row)
     ends = [f"{SHORT[name]} {when}" for name in SHORT for when in ("first", "last")]
-    names = ["cosine", "clip active", "angle to linear", "test loss", "trained parameters"]
+    names = ["cosine", "effective weights", "clip active", "angle to linear", "test loss"]
     return table(["", "weights T/I", *ends, *names], rows)
 
 
