@@ -142,7 +142,9 @@ class Collector:
         elif self.conversational != conversational:
             kinds = Words("plain text"), Words("messages")
             raise BadRow(
-                "plain text and messages are mixed", field="prompt", found=kinds[conversational],
+                "plain text and messages are mixed",
+                field="prompt",
+                found=kinds[conversational],
                 expected=f"{kinds[self.conversational]}, as in the rows before",
                 fix="With conversational: true plain text becomes messages too.",
             )
@@ -156,8 +158,10 @@ class Collector:
         if not (new or only) or any(label is not None or name in counted for name, label in old.items()):
             differs = any(old[name] is not None and old[name] != label for name, label in new.items())
             raise BadRow(
-                CONTRADICTION if differs else DUPLICATE, field="prompt, response_a, response_b",
-                expected="each pair once, in either order", found=Words(f"the pair of {first} again"),
+                CONTRADICTION if differs else DUPLICATE,
+                field="prompt, response_a, response_b",
+                expected="each pair once, in either order",
+                found=Words(f"the pair of {first} again"),
             )
         for name, label in new.items():
             self._put(index, name, label)
@@ -180,8 +184,9 @@ class Collector:
 
         message = pa.struct([("role", pa.string()), ("content", pa.string())])
         text = pa.list_(message) if self.conversational else pa.string()
-        schema = pa.schema([(n, text) for n in ("prompt", "response_a", "response_b")] +
-                           [(n, pa.string()) for n in _OPTIONAL])
+        schema = pa.schema(
+            [(n, text) for n in ("prompt", "response_a", "response_b")] + [(n, pa.string()) for n in _OPTIONAL]
+        )
         self.batches.append(pa.RecordBatch.from_pylist(self.pending, schema=schema))
         self.pending = []
 

@@ -39,9 +39,19 @@ def load_comparisons(data: Any, **options: Any) -> Dataset:
 
 
 def read_comparisons(
-    data: Any, *, format: str = "auto", objectives: Sequence[Objective] | None = None, ties: str = "missing",
-    pairs: str = "all", on_bad_row: str = "error", split: str = "train", streaming: bool = False,
-    take: int | None = None, conversational: bool = False, max_pairs: int | None = None, seed: int = 0,
+    data: Any,
+    *,
+    format: str = "auto",
+    objectives: Sequence[Objective] | None = None,
+    ties: str = "missing",
+    pairs: str = "all",
+    on_bad_row: str = "error",
+    split: str = "train",
+    streaming: bool = False,
+    take: int | None = None,
+    conversational: bool = False,
+    max_pairs: int | None = None,
+    seed: int = 0,
 ) -> tuple[Dataset, DataReport]:
     """Reads comparisons in any known layout, checks every row, and says what it found.
 
@@ -76,8 +86,13 @@ def read_comparisons(
     report = DataReport()
     collector = Collector(report, None if wanted is None else [o.name for o in wanted])
     options = LayoutOptions(
-        needs_labels=wanted is None or any(o.rule is None for o in wanted), conversational=conversational, ties=ties,
-        pairs=pairs, max_pairs=max_pairs, seed=seed, facts=report.facts,
+        needs_labels=wanted is None or any(o.rule is None for o in wanted),
+        conversational=conversational,
+        ties=ties,
+        pairs=pairs,
+        max_pairs=max_pairs,
+        seed=seed,
+        facts=report.facts,
     )
     failure: InputError | None = None
     try:
@@ -222,8 +237,11 @@ def _check_labels(collector: Collector, wanted: list[Objective] | None) -> None:
         fix = hint or "An objective takes another label with labels: NAME, or gets its own with rule: NAME."
         expected = f"labels named {label or missing[0]!r}"
         raise InputError(
-            f"objective {missing[0]!r} has no label in any row", where=where, expected=expected,
-            found=f"labels for {', '.join(collector.found)}", fix=fix,
+            f"objective {missing[0]!r} has no label in any row",
+            where=where,
+            expected=expected,
+            found=f"labels for {', '.join(collector.found)}",
+            fix=fix,
         )
     if collector.rows == 0:
         reasons = "; ".join(f"{entry['count']} x {reason}" for reason, entry in report.skips.items())

@@ -194,7 +194,9 @@ def split_groups(rows: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset
         members.setdefault(group_of(row), []).append(index)
     if len(members) < 2:
         raise InputError(
-            "the rows cannot be split", expected="at least two groups (or prompts)", found=f"{len(members)} group",
+            "the rows cannot be split",
+            expected="at least two groups (or prompts)",
+            found=f"{len(members)} group",
             fix="Give evaluation rows of their own.",
         )
     groups = list(members.values())

@@ -218,7 +218,9 @@ def _hub(source: Source, split: str, streaming: bool) -> Iterable[Any]:
         )
     except Exception as error:  # the hub client raises anything from OSError to its own HTTP errors
         raise InputError(
-            "neither a file here nor a data set on the hub", where=str(source.path), found=_first_line(error),
+            "neither a file here nor a data set on the hub",
+            where=str(source.path),
+            found=_first_line(error),
             fix="Check the path or id, its split and configuration name, and the network.",
         ) from error
     return _reading(lambda: rows, str(source.path))

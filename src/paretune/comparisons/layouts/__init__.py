@@ -68,8 +68,11 @@ LAYOUTS: dict[str, Layout] = {
 }
 # A first record that lacks a field still tells its layout by one of these, so that the message can name the field.
 _TELLTALES = {
-    "native": ("response_a", "response_b", "preferences"), "scores": ("responses", "scores"),
-    "trl": ("chosen", "rejected"), "thumbs": ("completion",), "pku-saferlhf": ("response_0", "response_1"),
+    "native": ("response_a", "response_b", "preferences"),
+    "scores": ("responses", "scores"),
+    "trl": ("chosen", "rejected"),
+    "thumbs": ("completion",),
+    "pku-saferlhf": ("response_0", "response_1"),
 }
 
 
@@ -96,7 +99,10 @@ def recognise(record: Mapping[str, Any], where: str) -> str:
     known = "; ".join(f"{name}: {layout.fields}" for name, layout in LAYOUTS.items())
     found = f"fields {', '.join(sorted(record)) or '(none)'}"
     raise InputError(
-        "the layout is not recognised", where=where, expected=f"the fields of one of these ({known})", found=found,
+        "the layout is not recognised",
+        where=where,
+        expected=f"the fields of one of these ({known})",
+        found=found,
         fix="Name the layout with format: if it is one of them.",
     )
 

@@ -186,7 +186,8 @@ def thumbs(records: Iterator[Item], options: LayoutOptions) -> Iterator[Item]:
     options.facts["prompts without both a liked and a disliked completion"] += len(prompts) - made
     if prompts and not made:
         raise InputError(
-            "no prompt has both a liked and a disliked completion", expected="pairs within a prompt",
+            "no prompt has both a liked and a disliked completion",
+            expected="pairs within a prompt",
             found=f"{len(prompts)} prompts with one kind each",
             fix="Thumbs can only be compared on the same prompt; sample more completions or label pairs.",
         )

@@ -96,8 +96,11 @@ def preference(score_a: float | None, score_b: float | None) -> float | None:
 
 
 def scored_rows(
-    prompt: Any, responses: Sequence[Any], scores: Mapping[str, Sequence[float | None]],
-    options: LayoutOptions, extra: Mapping[str, Any],
+    prompt: Any,
+    responses: Sequence[Any],
+    scores: Mapping[str, Sequence[float | None]],
+    options: LayoutOptions,
+    extra: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Rows of one prompt from K responses with one score per objective: the chosen pairs, labelled by difference."""
     rows = []

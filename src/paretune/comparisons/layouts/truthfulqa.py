@@ -67,8 +67,10 @@ def truthfulqa(records: Iterator[Item], options: LayoutOptions) -> Iterator[Item
     seen = {name for answers in found.answers.values() for answer in answers.values() for name in answer.votes}
     if found.answers and len(seen) < len(TAILS):
         raise InputError(
-            "only one of TruthfulQA's label files is here", expected="finetune_truth.jsonl and finetune_info.jsonl",
-            found=f"labels for {', '.join(sorted(seen))}", fix="Give both files as a list, or their folder.",
+            "only one of TruthfulQA's label files is here",
+            expected="finetune_truth.jsonl and finetune_info.jsonl",
+            found=f"labels for {', '.join(sorted(seen))}",
+            fix="Give both files as a list, or their folder.",
         )
     for question, answers in found.answers.items():
         usable = list(_usable(found, question, answers, options))
@@ -106,9 +108,7 @@ def _key(answer: str) -> str:
     return answer.strip().rstrip(".").lower()
 
 
-def _usable(
-    found: Questions, question: str, answers: Mapping[str, Answer], options: LayoutOptions
-) -> Iterator[Answer]:
+def _usable(found: Questions, question: str, answers: Mapping[str, Answer], options: LayoutOptions) -> Iterator[Answer]:
     for answer in answers.values():
         contradicted = [name for name in TAILS.values() if answer.contradicts(name)]
         for name in contradicted:
