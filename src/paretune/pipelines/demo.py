@@ -185,6 +185,7 @@ def oracle_front(world: World, items: list[Item], samples: Samples) -> list[dict
     alone could reach, without training."""
     rewards = _rewards(world, items, samples)
     unit = rewards.reshape(-1, rewards.shape[2]).std(0)
+    unit = np.where(unit > 0, unit, 1.0)  # an objective on which the base never varies decides nothing
     out = []
     m = len(world.objectives)
     corners = [tuple(float(j == i) for j in range(m)) for i in range(m)]
