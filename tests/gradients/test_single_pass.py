@@ -121,7 +121,7 @@ def test_bfloat16_rounds_no_worse_than_one_pass_each(family: str) -> None:
     assert error(single, truth) <= 1.5 * error(each, truth)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("m", range(1, 9))
 def test_any_number_of_objectives(m: int) -> None:
     model = make_model("qwen3")
     rows, objs = made_comparisons(8, m, seed=m), objectives(m)
