@@ -50,9 +50,13 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    for process in ranks:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output[-3000:]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in ranks]
+    finally:
+        for process in ranks:  # one that waits for a rank that died would outlive the test
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(output[-3000:] for output in said)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert all(torch.equal(first["weights"][k], second["weights"][k]) for k in first["weights"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,8 @@ def check_output(output_dir: str) -> None:
     path = Path(output_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):  # a name of its own: ranks that start together probe the same directory
+            pass
     except OSError as error:
         raise InputError(
             f"cannot write there: {error.strerror or error}", where=f"output_dir {output_dir}", fix="Choose another."
