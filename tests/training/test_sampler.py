@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
-from paretune.training.sampler import StepDataset, StepSampler, count_labels, stratified_order
+from paretune.training.sampler import StepDataset, StepSampler, count_labels, stratified_order, unlabelled
 
 
 def kinds(counts: dict[tuple[bool, ...], int], seed: int = 0) -> np.ndarray:
@@ -17,8 +18,11 @@ def kinds(counts: dict[tuple[bool, ...], int], seed: int = 0) -> np.ndarray:
 def steps(labelled: np.ndarray, *, micro: int, accumulation: int, world: int, epoch: int = 0) -> list[list[int]]:
     """The rows of each step, in micro-batch and rank order, put together from what every rank yields."""
     ranks = []
+    lengths = np.random.default_rng(1).integers(1, 100, (len(labelled), 3))
     for rank in range(world):
-        sampler = StepSampler(labelled, micro_batch=micro, accumulation=accumulation, rank=rank, world=world, seed=3)
+        sampler = StepSampler(
+            labelled, lengths, micro_batch=micro, accumulation=accumulation, rank=rank, world=world, seed=3
+        )
         sampler.set_epoch(epoch)
         batches = list(sampler)
         assert len(batches) == len(sampler)
@@ -30,23 +34,44 @@ def steps(labelled: np.ndarray, *, micro: int, accumulation: int, world: int, ep
 @pytest.mark.parametrize(("micro", "accumulation", "world"), [(8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2), (1, 2, 4)])
 def test_ranks_and_micro_batches_do_not_change_the_steps(micro: int, accumulation: int, world: int) -> None:
     labelled = np.ones((29, 2), dtype=bool)
-    expected = [sorted(step) for step in steps(labelled, micro=8, accumulation=1, world=1)]
-    found = [sorted(step) for step in steps(labelled, micro=micro, accumulation=accumulation, world=world)]
-    assert found == expected
+    found = steps(labelled, micro=micro, accumulation=accumulation, world=world)
+    order = stratified_order(labelled, 3, 0)
+    assert [sorted(i for i in step if i >= 0) for step in found] == [sorted(order[i : i + 8]) for i in (0, 8, 16, 24)]
 
 
-def test_every_row_once_and_the_rest_unlabelled() -> None:
-    seen = sum(steps(np.ones((29, 2), dtype=bool), micro=4, accumulation=2, world=1), [])
-    assert len(seen) == 32
-    assert sorted(i for i in seen if i >= 0) == list(range(29))
-    dataset = StepDataset([{"preferences": [1.0, 0.0], "x": i} for i in range(29)])
-    padding = [dataset[i] for i in seen if i < 0]
-    assert len(padding) == 3 and all(np.isnan(row["preferences"]).all() for row in padding)
+def test_every_row_once_and_a_micro_batch_without_one_gets_a_copy_without_labels() -> None:
+    lengths = np.array([[5, 5, 5]] * 20 + [[1, 1, 1]] + [[9, 9, 9]] * 8)
+    sampler = StepSampler(np.ones((29, 2), dtype=bool), lengths, micro_batch=2, accumulation=4, rank=0, world=1, seed=0)
+    batches = list(sampler)
+    assert sorted(i for batch in batches for i in batch if i >= 0) == list(range(29))
+    assert batches[-1] == [unlabelled(20)], "the shortest row of all stands in"
+    assert [len(batch) for batch in batches[12:]] == [2, 2, 1, 1]
+    rows = Dataset.from_list([{"preferences": [1.0, 0.0], "x": i, "count_only": [True, True]} for i in range(29)])
+    blank, whole = StepDataset(rows).__getitems__([unlabelled(20), 20])
+    assert np.isnan(blank["preferences"]).all() and blank["count_only"] == [False, False] and blank["x"] == 20
+    assert whole == StepDataset(rows)[20] == rows[20]
 
 
-def test_fewer_rows_than_a_step() -> None:
-    (step,) = steps(np.ones((3, 1), dtype=bool), micro=4, accumulation=2, world=1)
-    assert len(step) == 8 and sorted(i for i in step if i >= 0) == [0, 1, 2]
+@pytest.mark.parametrize(("rows", "world", "sizes"), [(3, 2, [[2, 1], [1, 1]]), (1, 2, [[1, 1], [1, 1]])])
+def test_fewer_rows_than_a_step(rows: int, world: int, sizes: list[list[int]]) -> None:
+    labelled, found = np.ones((rows, 1), dtype=bool), []
+    for rank in range(world):
+        sampler = StepSampler(
+            labelled, np.ones((rows, 3), dtype=int), micro_batch=4, accumulation=2, rank=rank, world=world, seed=0
+        )
+        found.append(list(sampler))
+    assert [[len(batch) for batch in share] for share in found] == sizes, "ranks share what there is"
+    assert sorted(i for share in found for batch in share for i in batch if i >= 0) == list(range(rows))
+
+
+def test_a_step_begins_with_its_longest_rows() -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, (64, 1))
+    sampler = StepSampler(np.ones((64, 1), dtype=bool), lengths, micro_batch=4, accumulation=4, rank=0, world=1, seed=0)
+    batches = list(sampler)
+    for step in range(4):
+        longest = [lengths[batch].max() for batch in batches[4 * step : 4 * step + 4]]
+        assert longest == sorted(longest, reverse=True)
+        assert lengths[batches[4 * step]].min() >= lengths[batches[4 * step + 1]].max()
 
 
 def test_epochs_and_seeds_differ() -> None:

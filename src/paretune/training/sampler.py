@@ -1,8 +1,9 @@
 """Which comparisons an optimizer step sees: a function of (seed, epoch), whatever the ranks and micro-batches.
 
 transformers and accelerate split an epoch by rank and repeat rows to fill the last batch. Here the step is the unit:
-its rows are drawn first, then dealt to micro-batches and ranks, and the last step is filled with rows that carry no
-label. So a run on eight ranks, or with another split into micro-batches, sees the same steps.
+its rows are drawn first, then dealt to micro-batches and ranks by length, so that little is padded; where the last step
+has no row left for a micro-batch, that is one row without labels, which costs no pass. So a run on eight ranks, or with
+another split into micro-batches, sees the same steps.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from paretune.comparisons.lengths import batches_by_length, rank_share
 
 
 def stratified_order(labelled: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -40,23 +43,38 @@ def stratified_order(labelled: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def unlabelled(index: int) -> int:
-    """The sampler's name for a copy of row `index` without its labels; see `StepDataset`."""
+    """The sampler's name for a copy of row `index` without its labels, and back; see `StepDataset`."""
     return -index - 1
 
 
 class StepSampler(Sampler[list[int]]):
     """Yields this rank's micro-batches of row numbers, step after step.
 
+    Which rows a step holds is drawn without a look at their lengths; only how they are dealt to its micro-batches goes
+    by length (`batches_by_length`). A step's gradients are means over all of its rows, so dealing changes them by no
+    more than rounding.
+
     Args:
         labelled: (rows, m) bool, where each row has labels.
-        micro_batch: comparisons per rank and micro-batch.
+        extents: (rows, K), what each row takes in a batch (`comparisons/lengths.py`).
+        micro_batch: comparisons per rank and micro-batch, at most.
         accumulation: micro-batches per optimizer step.
         rank, world: this process among how many.
         seed: of the run.
     """
 
-    def __init__(self, labelled: np.ndarray, *, micro_batch: int, accumulation: int, rank: int, world: int, seed: int):
-        self.labelled, self.micro_batch, self.accumulation = labelled, micro_batch, accumulation
+    def __init__(
+        self,
+        labelled: np.ndarray,
+        extents: np.ndarray,
+        *,
+        micro_batch: int,
+        accumulation: int,
+        rank: int,
+        world: int,
+        seed: int,
+    ):
+        self.labelled, self.extents, self.micro_batch, self.accumulation = labelled, extents, micro_batch, accumulation
         self.rank, self.world, self.seed, self.epoch = rank, world, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -69,13 +87,15 @@ class StepSampler(Sampler[list[int]]):
         return -(-len(self.labelled) // step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = stratified_order(self.labelled, self.seed, self.epoch).tolist()
-        share = self.micro_batch * self.world
-        total = len(self) * share
-        order += [unlabelled(order[i % len(order)]) for i in range(total - len(order))]
-        for k in range(len(self)):
-            start = k * share + self.rank * self.micro_batch
-            yield order[start : start + self.micro_batch]
+        order = stratified_order(self.labelled, self.seed, self.epoch)
+        step = self.micro_batch * self.accumulation * self.world
+        for start in range(0, len(order), step):
+            rows = order[start : start + step]
+            batches = batches_by_length(self.extents[rows], self.micro_batch, self.world)
+            share = [rows[batch].tolist() for batch in rank_share(batches, self.rank, self.world)]
+            share += [[]] * (self.accumulation - len(share))
+            filler = [unlabelled(int(self.extents.sum(axis=1).argmin()))] if [] in share else []
+            yield from (batch or filler for batch in share)
 
 
 class StepDataset(Dataset[dict[str, Any]]):
@@ -88,13 +108,20 @@ class StepDataset(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index >= 0:
-            return self.rows[index]
-        row = self.rows[-index - 1]
-        blank = {"preferences": [float("nan")] * len(row["preferences"])}
-        if "count_only" in row:
-            blank["count_only"] = [False] * len(row["preferences"])
-        return {**row, **blank}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """A batch of rows in one look into the table: the DataLoader asks for this where it is there."""
+        places = [index if index >= 0 else unlabelled(index) for index in indices]
+        rows = self.rows.__getitems__(places)
+        return [row if index >= 0 else _blank(row) for row, index in zip(rows, indices, strict=True)]
+
+
+def _blank(row: dict[str, Any]) -> dict[str, Any]:
+    blank = {"preferences": [float("nan")] * len(row["preferences"])}
+    if "count_only" in row:
+        blank["count_only"] = [False] * len(row["preferences"])
+    return {**row, **blank}
 
 
 class StepLoader(DataLoader[dict[str, Any]]):

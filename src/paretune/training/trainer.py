@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from paretune.combine import COMBINERS
 from paretune.combine.labelled import combine_labelled
 from paretune.comparisons.batches import collate
+from paretune.comparisons.lengths import batches_by_length, extents, part_lengths, rank_share
 from paretune.comparisons.tokens import pad_id
 from paretune.errors import DivergedError, InputError
 from paretune.gradients import GradientStack, RowLayers, trainable_parameters
@@ -183,6 +184,7 @@ class RACOTrainer(Trainer):
         args = self.args
         sampler = StepSampler(
             self.train_data.labelled,
+            extents(part_lengths(self.train_data.rows), self.scorer.layout),
             micro_batch=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
             rank=args.process_index,
@@ -199,7 +201,7 @@ class RACOTrainer(Trainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """This rank's share of the rows, each once."""
+        """This rank's share of the rows, each once, those of one length together."""
         if eval_dataset is None or isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]  # type: ignore[index]
         if eval_dataset is None:
@@ -210,10 +212,10 @@ class RACOTrainer(Trainer):
             if self.reference.kind == "precomputed":
                 raise InputError("the reference was scored beforehand, and not on these rows", fix="Give eval_data.")
             eval_dataset = StepDataset(read.rows)
-        size, args = self.args.eval_batch_size, self.args
-        share = range(args.process_index, len(eval_dataset), args.world_size)
-        chunks = [list(share[i : i + size]) for i in range(0, len(share), size)]
-        return DataLoader(eval_dataset, batch_sampler=chunks, collate_fn=self.data_collator)
+        args, taken = self.args, extents(part_lengths(eval_dataset.rows), self.scorer.layout)
+        batches = batches_by_length(taken, args.eval_batch_size, args.world_size)
+        share = [batch.tolist() for batch in rank_share(batches, args.process_index, args.world_size) if len(batch)]
+        return DataLoader(eval_dataset, batch_sampler=share, collate_fn=self.data_collator)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The step's micro-batches; counts the labels that each objective's mean is over."""
