@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paretune.comparisons.rows import BadRow, clean_row, parse_label, split_groups, text_of
+from paretune.comparisons.rows import BadRow, clean_row, group_of, parse_label, split_groups, text_of
 from paretune.errors import InputError
 
 
@@ -116,6 +118,31 @@ def test_a_split_is_about_as_large_as_asked_and_depends_on_the_seed() -> None:
     sizes = [len(split_groups(rows, fraction, 0)[1]) for fraction in (0.1, 0.5, 0.9)]
     assert sizes == [30, 150, 270]
     assert list(split_groups(rows, 0.1, 1)[1]["index"]) != list(split_groups(rows, 0.1, 0)[1]["index"])
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_split_is_that_of_lists_of_rows_by_group(named: bool, seed: int) -> None:
+    rows = grouped([1, 4, 2, 2, 7, 1, 3] * 3, named=named)
+    members: dict[str, list[int]] = {}
+    for index, one in enumerate(rows):
+        members.setdefault(group_of(one), []).append(index)
+    groups = list(members.values())
+    random.Random(seed).shuffle(groups)
+    held = groups[0]
+    for group in groups[1:-1]:
+        if len(held) + len(group) / 2 > 0.4 * len(rows):
+            break
+        held = held + group
+    assert list(split_groups(rows, 0.4, seed)[1]["index"]) == sorted(held)
+
+
+def test_a_group_and_a_prompt_of_the_same_words_are_two() -> None:
+    rows = Dataset.from_dict({"prompt": ["x", "y", "z"], "group": [None, "x", None]})
+    train, held_out = split_groups(rows, 0.4, 0)
+    assert (len(train), len(held_out)) == (2, 1)
+    with pytest.raises(InputError, match="cannot be split"):
+        split_groups(Dataset.from_dict({"prompt": ["x", "x"], "group": pa.array([None, None], pa.string())}), 0.4)
 
 
 def test_without_groups_a_prompt_stays_whole() -> None:

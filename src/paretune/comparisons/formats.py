@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.comparisons.collect import Collector, LabelPlan
 from paretune.comparisons.layouts import LAYOUTS, PAIR_CHOICES, LayoutOptions, check_format, recognise
+from paretune.comparisons.progress import Progress
 from paretune.comparisons.report import HARMLESS, DataReport
 from paretune.comparisons.rows import BadRow, clean_row, group_of
 from paretune.comparisons.sources import Item, Source, list_sources, open_source
@@ -58,7 +59,7 @@ def read_comparisons(
     Args:
         data: a path (.jsonl, .json, either .gz, .parquet, .csv), a hub id, a list of paths or of {path, format,
             objectives, fraction, split, name, data_dir}, a list of rows, or a `datasets` object. A streamed set is read
-            once into memory: label counts, duplicates and stratified steps need all of it; `take` bounds it.
+            to its end: label counts, duplicates and stratified steps need all of it; `take` bounds it.
         format: a key of `LAYOUTS`, or "auto" to recognise it by the first record's fields.
         objectives: their labels are taken (by `labels`, by name, or the file's only label) and their rules applied;
             None takes every label found.
@@ -75,7 +76,7 @@ def read_comparisons(
         seed: also decides which groups a source's `fraction` keeps.
 
     Returns:
-        rows with the columns prompt, response_a, response_b, preferences {objective: float or None}, and id, group,
+        rows, in memory or mapped from a file of this process (`spool`), with the columns prompt, response_a, response_b, preferences {objective: float or None}, and id, group,
         reference, count_only where any row has them; and the report.
 
     Raises:
@@ -110,6 +111,8 @@ def read_comparisons(
     _check_labels(collector, wanted)
     rows = collector.finish()
     report.warnings = _warnings(report)
+    if collector.spool.kept_in_memory:
+        report.warnings.append(f"The rows are held in memory: {collector.spool.kept_in_memory}.")
     return rows, report
 
 
@@ -198,8 +201,11 @@ def _read_stream(
             _one_of("objective", name, [o.name for o in wanted], where)
     before, left_out = collector.rows, 0
     rows = LAYOUTS[stream.layout].read(stream.records, replace(options, columns=plan.columns))
+    progress, made = Progress(f"{where}: rows read and checked"), report.made
     for place, row in rows:
         report.made += 1
+        if not report.made & 0xFFF:
+            progress.at(report.made - made)
         try:
             if isinstance(row, BadRow):
                 raise row
@@ -212,6 +218,7 @@ def _read_stream(
             collector.reject(place, bad)
         if take is not None and collector.rows - before >= take:
             break
+    progress.end(report.made - made)
     facts = {"path": where, "format": stream.layout, "objectives": list(plan.fields) or None}
     read = sum(count.read for count in stream.counts)
     counts = {"fraction": source.fraction, "read": read, "left_out": left_out, "kept": collector.rows - before}

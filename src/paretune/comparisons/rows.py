@@ -19,6 +19,10 @@ import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from paretune.comparisons.columns import digests, stretches
+from paretune.comparisons.spool import Digests
 from paretune.errors import InputError
 
 if TYPE_CHECKING:
@@ -188,23 +192,40 @@ def split_groups(rows: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset
     """
     if not 0.0 < fraction < 1.0:
         raise InputError("bad evaluation share", expected="a number in (0, 1)", found=fraction)
-    columns = [name for name in ("group", "prompt") if name in rows.column_names]
-    members: dict[str, list[int]] = {}
-    for index, row in enumerate(rows.select_columns(columns)):
-        members.setdefault(group_of(row), []).append(index)
-    if len(members) < 2:
+    number_R = _group_numbers(rows)
+    sizes = np.bincount(number_R)
+    if len(sizes) < 2:
         raise InputError(
             "the rows cannot be split",
             expected="at least two groups (or prompts)",
-            found=f"{len(members)} group",
+            found=f"{len(sizes)} group",
             fix="Give evaluation rows of their own.",
         )
-    groups = list(members.values())
-    random.Random(seed).shuffle(groups)
-    target, held_out = fraction * len(rows), list(groups[0])
-    for group in groups[1:-1]:  # the last group always stays for training
-        if len(held_out) + len(group) / 2 > target:  # nearest to the target, not the first to pass it
+    order = list(range(len(sizes)))
+    random.Random(seed).shuffle(order)
+    target, held_out = fraction * len(rows), int(sizes[order[0]])
+    chosen = np.zeros(len(sizes), dtype=bool)
+    chosen[order[0]] = True
+    for group in order[1:-1]:  # the last group always stays for training
+        if held_out + sizes[group] / 2 > target:  # nearest to the target, not the first to pass it
             break
-        held_out += group
-    chosen = set(held_out)
-    return rows.select([i for i in range(len(rows)) if i not in chosen]), rows.select(sorted(chosen))
+        held_out += int(sizes[group])
+        chosen[group] = True
+    chosen_R = chosen[number_R]
+    return rows.select(np.flatnonzero(~chosen_R)), rows.select(np.flatnonzero(chosen_R))
+
+
+def _group_numbers(rows: Dataset) -> np.ndarray:
+    """(rows,): which group, in the order of their first rows, each row is in; `group_of` without a text per row."""
+    found, grouped = Digests(), "group" in rows.column_names
+    numbers = []
+    for part in stretches(rows, ["prompt", *(["group"] if grouped else [])]):
+        prompts = digests(part["prompt"], 15)
+        groups = digests(part["group"], 15) if grouped else prompts
+        given = part["group"].is_valid().to_pylist() if grouped else [False] * len(prompts)
+        keys = (
+            b"g" + group if named else b"p" + prompt
+            for prompt, group, named in zip(prompts, groups, given, strict=True)
+        )
+        numbers.append(np.fromiter((found.add(key) for key in keys), dtype=np.int64, count=len(prompts)))
+    return np.concatenate(numbers)

@@ -138,13 +138,13 @@ def _json_records(path: Path) -> Iterator[Item]:
     """JSON lines, or one JSON array (as a `.json` export often is); `.gz` either way."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            first = stream.readline()
+            name, first = str(path), stream.readline()
             if first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-                yield from _json_array(first + stream.read(), str(path))
+                yield from _json_array(first + stream.read(), name)
                 return
-            yield from _json_line(first.removeprefix(b"\xef\xbb\xbf"), f"{path}, line 1")
+            yield from _json_line(first.removeprefix(b"\xef\xbb\xbf"), f"{name}, line 1")
             for number, line in enumerate(stream, start=2):
-                yield from _json_line(line, f"{path}, line {number}")
+                yield from _json_line(line, f"{name}, line {number}")
     except (OSError, EOFError, zlib.error) as error:  # the last two: a truncated or damaged gzip file
         raise InputError("the file cannot be read", where=str(path), found=str(error)) from error
 

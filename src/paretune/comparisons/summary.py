@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +12,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from paretune.comparisons.rows import group_of, text_of
+from paretune.comparisons.columns import characters, digests, numbers, stretches
+from paretune.comparisons.columns import labels as labels_of
 from paretune.comparisons.token_report import list_lengths
 from paretune.errors import InputError
 
@@ -121,27 +120,8 @@ def summarize(rows: Dataset, objective_names: list[str], tokenized: Dataset | No
         if name not in known:
             raise InputError(f"unknown objective {name!r}", where="preferences", expected=f"one of {', '.join(known)}")
     n = len(rows)
-    labels_RM = np.full((n, len(objective_names)), np.nan)
-    prompt_R, a_R, b_R = (np.zeros(n, dtype=np.int64) for _ in range(3))
-    seen: dict[str, set[bytes]] = {"prompt": set(), "group": set(), "pair": set()}
-    identical = 0
-    columns = [
-        "prompt",
-        "response_a",
-        "response_b",
-        "preferences",
-        *(["group"] if "group" in rows.column_names else []),
-    ]
-    for i, row in enumerate(rows.select_columns(columns)):
-        opinions = (row["preferences"][name] for name in objective_names)
-        labels_RM[i] = [np.nan if opinion is None else opinion for opinion in opinions]
-        prompt_R[i], a_R[i], b_R[i] = (len(text_of(row[key])) for key in ("prompt", "response_a", "response_b"))
-        pair = sorted((_key(row["response_a"]), _key(row["response_b"])))
-        prompt = _key(row["prompt"])
-        identical += pair[0] == pair[1]
-        seen["prompt"].add(prompt)
-        seen["group"].add(_key(group_of(row)))
-        seen["pair"].add(prompt + pair[0] + pair[1])
+    texts = _texts(rows, objective_names)
+    labels_RM, prompt_R, a_R, b_R = texts.labels, texts.prompt, texts.a, texts.b
     lengths = [lengths_of("prompt, characters", prompt_R)]
     lengths.append(lengths_of("response, characters", np.concatenate([a_R, b_R])))
     if tokenized is not None:
@@ -159,18 +139,63 @@ def summarize(rows: Dataset, objective_names: list[str], tokenized: Dataset | No
         decided=decided,
         comparable=int(((side_RM != 0).sum(1) >= 2).sum()),
         conflicting=int(((side_RM > 0).any(1) & (side_RM < 0).any(1)).sum()),
-        prompts=len(seen["prompt"]),
-        groups=len(seen["group"]),
-        repeated=n - len(seen["pair"]),
-        identical=int(identical),
+        prompts=texts.prompts,
+        groups=texts.groups,
+        repeated=texts.repeated,
+        identical=texts.identical,
         lengths=lengths,
     )
 
 
-def _key(text: Any) -> bytes:
-    """Stands for a text in a set: 16 bytes whatever its length."""
-    plain = text if isinstance(text, str) else json.dumps(text, sort_keys=True)
-    return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+@dataclass
+class _Texts:
+    """What the pass over the rows gathers: labels, lengths in characters, counts of distinct texts."""
+
+    labels: np.ndarray  # (R, m)
+    prompt: np.ndarray  # (R,), as the two below
+    a: np.ndarray
+    b: np.ndarray
+    prompts: int
+    groups: int
+    repeated: int
+    identical: int
+
+
+def _texts(rows: Dataset, objective_names: list[str]) -> _Texts:
+    """Texts are compared by digests of 8 bytes: what is only counted needs no more, and a million take 32 MB."""
+    grouped = "group" in rows.column_names
+    columns = ["prompt", "response_a", "response_b", "preferences", *(["group"] if grouped else [])]
+    labels, lengths, keys, named = [], [], [], []
+    for part in stretches(rows, columns):
+        sides = [part[name] for name in ("prompt", "response_a", "response_b")]
+        labels.append(labels_of(part["preferences"], objective_names))
+        lengths.append(np.stack([characters(side) for side in sides]))
+        keys.append(np.stack([numbers(digests(side, 8)) for side in sides]))
+        named.append(_named_groups(part["group"]) if grouped else np.zeros((2, len(sides[0])), dtype=np.uint64))
+    (prompt_R, a_R, b_R), (group_R, given_R) = np.concatenate(keys, axis=1), np.concatenate(named, axis=1)
+    given_R = given_R > 0
+    prompt, a, b = np.concatenate(lengths, axis=1)
+    # The pair in either order. Sums of products with odd constants keep apart what random digests hold apart.
+    low_R, high_R = np.minimum(a_R, b_R), np.maximum(a_R, b_R)
+    with np.errstate(over="ignore"):
+        pair_R = prompt_R + low_R * np.uint64(0x9E3779B97F4A7C15) + high_R * np.uint64(0xC2B2AE3D27D4EB4F)
+    return _Texts(
+        np.concatenate(labels),
+        prompt=prompt,
+        a=a,
+        b=b,
+        prompts=len(np.unique(prompt_R)),
+        # a row without a group is in that of its prompt
+        groups=len(np.unique(group_R[given_R])) + len(np.unique(prompt_R[~given_R])),
+        repeated=len(rows) - len(np.unique(pair_R)),
+        identical=int((a_R == b_R).sum()),
+    )
+
+
+def _named_groups(column: Any) -> np.ndarray:
+    """(2, rows): digests of groups, and 1 where a row names one."""
+    given = np.asarray(column.is_valid()).astype(np.uint64)
+    return np.stack([numbers(digests(column, 8)), given])
 
 
 def _labels(name: str, labels_R: np.ndarray, shorter_R: np.ndarray) -> Labels:
