@@ -1,26 +1,19 @@
-"""The reference: adapters off, a frozen copy, or a cache on disk that knows when it is stale."""
+"""The reference: adapters off, a frozen copy, or columns that stand for it."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
 
 from paretune.comparisons.batches import collate
 from paretune.errors import InputError
 from paretune.policy.logprobs import prepare_scorer, response_logprobs
 from paretune.policy.reference import (
     Reference,
-    cache_path,
-    cached,
     check_reference,
     choose_reference,
     frozen,
-    model_fingerprint,
-    precompute,
     reference_logprobs,
 )
 from tests.comparisons_made import made_comparisons
@@ -73,47 +66,6 @@ def test_columns_stand_for_the_model() -> None:
     batch = {"ref_a": torch.ones(2), "ref_b": torch.zeros(2)}
     found = reference_logprobs(Reference("precomputed"), batch)
     assert found is not None and found[0] is batch["ref_a"]
-
-
-def test_precomputed_equals_asked_each_time() -> None:
-    model = make_model("gemma3")
-    scorer = prepare_scorer(model)
-    reference = Reference("copy", model, scorer)
-
-    def batches(size: int) -> list[dict[str, Tensor]]:
-        return [
-            {**collate([ROWS[i] for i in part.tolist()], layout=scorer.layout, pad_id=0), "position": part}
-            for part in torch.arange(len(ROWS)).split(size)
-        ]
-
-    whole = reference_logprobs(reference, batches(len(ROWS))[0])
-    ref_a, ref_b = precompute(reference, batches(3), len(ROWS), lambda: torch.no_grad())
-    assert whole is not None
-    torch.testing.assert_close((ref_a.float(), ref_b.float()), whole, rtol=1e-5, atol=1e-5)
-
-
-def test_the_cache_computes_once_and_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PARETUNE_CACHE", str(tmp_path))
-    calls = []
-
-    def compute() -> tuple[Tensor, Tensor]:
-        calls.append(1)
-        return torch.arange(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-
-    path = cache_path({"model": "x", "data": "y"})
-    assert path != cache_path({"model": "x", "data": "z"}) and path.is_relative_to(tmp_path)
-    first, second = cached(path, compute), cached(path, compute)
-    assert len(calls) == 1 and torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_a_fingerprint_sees_any_weight() -> None:
-    model = make_model("llama")
-    first = model_fingerprint(model)
-    assert first == model_fingerprint(make_model("llama"))
-    weight = model.get_output_embeddings().weight
-    weight.data[17, 5] += 1e-3
-    assert model_fingerprint(model) != first
 
 
 def test_frozen_gives_the_mode_back() -> None:

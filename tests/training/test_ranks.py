@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.ranks_made import run_ranks
 from tests.runs_made import farthest, made_text_rows, small_trainer, weights
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # What each rank runs; one process runs the same without RANK in its environment.
 WORKER = """
@@ -35,28 +30,8 @@ torch.save({"weights": weights(trainer), "history": history}, out / f"rank{rank}
 
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **shared, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=240)[0] for process in ranks]
-    finally:
-        for process in ranks:  # one that waits for a rank that died would outlive the test
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(output[-3000:] for output in said)
+    statuses, said = run_ranks(WORKER, [str(tmp_path)], world=2)
+    assert statuses == [0, 0], said
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert all(torch.equal(first["weights"][k], second["weights"][k]) for k in first["weights"])
 

@@ -1,20 +1,15 @@
-"""The reference policy's log-probabilities: adapters off, a frozen copy, or computed once and cached on disk."""
+"""The reference policy's log-probabilities: adapters off, a frozen copy, or columns that were computed beforehand."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from paretune.errors import InputError
@@ -123,62 +118,3 @@ def check_reference(policy: nn.Module, reference: nn.Module) -> None:
 
 def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
-
-
-def precompute(
-    reference: Reference, batches: Iterable[dict[str, Tensor]], rows: int, context: Callable[[], Any]
-) -> tuple[Tensor, Tensor]:
-    """The reference's log-probabilities of a whole data set, (rows,) float64 each, by the batches' `position`.
-
-    Args:
-        reference: of kind "adapter" or "copy".
-        batches: each with `position` (N,), the rows' places in the data set.
-        rows: how many there are.
-        context: entered around each forward pass (autocast).
-    """
-    ref_a, ref_b = (torch.full((rows,), float("nan"), dtype=torch.float64) for _ in range(2))
-    for batch in batches:
-        with context():
-            scores = reference_logprobs(reference, batch)
-        if scores is None:
-            raise ValueError("nothing to precompute without a reference")
-        place = batch["position"].cpu()
-        ref_a[place], ref_b[place] = scores[0].double().cpu(), scores[1].double().cpu()
-    return ref_a, ref_b
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """A digest of a model's weights: names, shapes, dtypes, sums, and 64 entries of each tensor.
-
-    Sums are taken over every entry, so any change to a weight changes it up to rounding of that sum; hashing all bytes
-    of a large model would take longer than a step.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        flat = tensor.detach().reshape(-1)
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        if flat.numel():
-            sample = flat[:: max(1, flat.numel() // 64)][:64].double()
-            sums = torch.stack([flat.sum(dtype=torch.float64), flat.abs().sum(dtype=torch.float64)])
-            digest.update(torch.cat([sample, sums]).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def cache_path(settings: dict[str, Any]) -> Path:
-    """Where reference log-probabilities of these settings are cached: a file named after their digest."""
-    root = Path(os.environ.get("PARETUNE_CACHE", Path.home() / ".cache" / "paretune"))
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
-    return root / "reference" / f"{digest}.safetensors"
-
-
-def cached(path: Path, compute: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The pair from the file where it exists, else computed and written (whole or not at all)."""
-    if path.exists():
-        stored = load_file(path)
-        return stored["ref_a"], stored["ref_b"]
-    ref_a, ref_b = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    save_file({"ref_a": ref_a, "ref_b": ref_b}, partial)
-    partial.replace(path)
-    return ref_a, ref_b

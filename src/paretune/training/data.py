@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from paretune.comparisons.formats import read_comparisons
@@ -19,7 +17,6 @@ from paretune.comparisons.rows import split_groups
 from paretune.comparisons.tokens import tokenize_comparisons
 from paretune.errors import InputError
 from paretune.objectives import Objective
-from paretune.policy.reference import Reference, cache_path, cached, model_fingerprint, precompute
 from paretune.training.config import RACOConfig
 from paretune.training.record import RunRecord
 
@@ -143,50 +140,3 @@ def _fingerprint(rows: Dataset) -> str:
         for values in rows[column]:
             digest.update(np.asarray(values, dtype=np.int64).tobytes() + b"|")
     return digest.hexdigest()[:16]
-
-
-def with_reference(
-    data: TokenizedData,
-    reference: Reference,
-    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
-    batch_size: int,
-    autocast: Callable[[], Any],
-    device: torch.device,
-) -> Dataset:
-    """The rows with columns ref_a and ref_b, from the cache on disk or computed once and put there.
-
-    The cache is keyed by the reference's weights, the tokens, and the precision they are scored in. Every rank computes
-    where none has yet: the file is written whole, so ranks that race write the same one.
-    """
-    if reference.model is None or reference.scorer is None:
-        return data.rows
-    base = reference.model.get_base_model() if reference.kind == "adapter" else reference.model  # type: ignore[operator]
-    with autocast():
-        precision = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else "plain"
-    settings = {
-        "model": model_fingerprint(base) if reference.kind == "copy" else _base_fingerprint(base),
-        "data": data.fingerprint,
-        "precision": precision,
-        "layout": reference.scorer.layout,
-    }
-
-    def compute() -> tuple[Tensor, Tensor]:
-        places = torch.arange(len(data.rows))
-        batches = (
-            {**{k: v.to(device) for k, v in collate([data.rows[i] for i in part.tolist()]).items()}, "position": part}
-            for part in places.split(batch_size)
-        )
-        return precompute(reference, batches, len(data.rows), autocast)
-
-    ref_a, ref_b = cached(cache_path(settings), compute)
-    rows = data.rows.remove_columns([c for c in ("ref_a", "ref_b") if c in data.rows.column_names])
-    return rows.add_column("ref_a", ref_a.tolist()).add_column("ref_b", ref_b.tolist())
-
-
-def _base_fingerprint(base: Any) -> str:
-    """Of a PEFT model's base, whose adapters, freshly made and switched off, do not matter."""
-    frozen = torch.nn.Module()
-    for i, (name, value) in enumerate(base.state_dict().items()):
-        if not any(part in name for part in ("lora_", "modules_to_save")):
-            frozen.register_buffer(f"b{i}", value)
-    return model_fingerprint(frozen)

@@ -36,8 +36,9 @@ from paretune.policy.logprobs import prepare_scorer
 from paretune.policy.reference import Reference, choose_reference, frozen
 from paretune.training.checks import check_arguments, check_output, check_tokens, check_weights
 from paretune.training.config import RACOConfig
-from paretune.training.data import TokenizedData, each, prepare_data, prepare_sets, with_reference
+from paretune.training.data import TokenizedData, each, prepare_data, prepare_sets
 from paretune.training.diagnostics import ComparisonSums, StepMeans, norm_warning, step_metrics, sum_over_ranks
+from paretune.training.precompute import with_reference
 from paretune.training.record import ConflictBar, HistoryCallback, RunRecord, StepClock
 from paretune.training.sampler import StepDataset, StepLoader, StepSampler, count_labels
 from paretune.training.step import (
@@ -159,11 +160,12 @@ class RACOTrainer(Trainer):
         return reason is None
 
     def _precompute(self) -> None:
-        args = self.args
-        for data in [self.train_data, *_values(self.eval_data)]:
-            data.rows = with_reference(
-                data, self.reference, self._collate, args.eval_batch_size, self.accelerator.autocast, args.device
-            )
+        def score(data: TokenizedData, name: str) -> None:
+            autocast, say = self.accelerator.autocast, self.record.say
+            data.rows = with_reference(data, self.reference, self._collate, self.args, autocast, say, name)
+
+        score(self.train_data, "train")
+        each(self.eval_data, score)
         self.train_dataset = StepDataset(self.train_data.rows)
         self.eval_dataset = each(self.eval_data, lambda d, _: StepDataset(d.rows))
         self.reference = Reference("precomputed")
@@ -380,9 +382,3 @@ class RACOTrainer(Trainer):
         metrics = {"loss": sum(w * value for w, value in losses_by_name), **metrics}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]
-
-
-def _values(data: TokenizedData | dict[str, TokenizedData] | None) -> list[TokenizedData]:
-    if data is None:
-        return []
-    return list(data.values()) if isinstance(data, dict) else [data]
