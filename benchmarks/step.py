@@ -63,6 +63,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--naive-rounds", type=int, help="turns of the naive way (default 1; with a GPU 3)")
     parser.add_argument("--minutes", type=float, help="start nothing new after this long (default 9 with --quick)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--commit", help="what is measured, where there is no repository to ask")
     parser.add_argument("--plot", action="store_true", help="draw what was measured, and measure nothing")
     parser.add_argument("--serve-memory", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
@@ -95,12 +96,11 @@ def all_versions() -> dict[str, str]:
         return versions()
 
 
-def begun(path: Path, size: str, family: str, device: str, comparisons: dict[str, int]) -> dict[str, Any]:
+def begun(path: Path, start: dict[str, Any], given_commit: str | None) -> dict[str, Any]:
     """A record to add to: what the file holds of this commit, machine and these versions, or an empty one."""
-    fresh: dict[str, Any] = {"size": size, "family": family, "device": device, "model": asdict(SIZES[size])}
-    fresh |= {
-        "comparisons": comparisons,
-        "commit": commit(),
+    fresh = start | {
+        "model": asdict(SIZES[start["size"]]),
+        "commit": given_commit or commit(),
         "machine": machine(),
         "versions": all_versions(),
         "groups": {},
@@ -109,7 +109,7 @@ def begun(path: Path, size: str, family: str, device: str, comparisons: dict[str
         old = json.loads(path.read_text(encoding="utf-8"))
         if all(old.get(name) == fresh[name] for name in fresh if name != "groups"):
             return old
-    return fresh | {"rates": asdict(paper.machine_rates(device))}
+    return fresh | {"rates": asdict(paper.machine_rates(start["device"]))}
 
 
 def add_times(record: dict[str, Any], group: targets.Group, options: argparse.Namespace, deadline: float) -> None:
@@ -137,8 +137,8 @@ def add_times(record: dict[str, Any], group: targets.Group, options: argparse.Na
             }
     before = record["groups"].get(group.key, {}).get("contestants", {})
     for name, result in found.items():  # what memory a process of its own found stays
-        if name in before and before[name].get("memory") and not result.get("memory"):
-            result["memory"] = before[name]["memory"]
+        if not result.get("memory"):
+            result |= {key: value for key, value in before.get(name, {}).items() if key.startswith("memory")}
     record["groups"][group.key] = {
         "command": command(),
         "case": vars(group.case),
@@ -147,6 +147,7 @@ def add_times(record: dict[str, Any], group: targets.Group, options: argparse.Na
         "load_after": os.getloadavg(),
         "trl": contestants.trl_settings(group.case, Path("run")),
         "ours": contestants.our_settings("ours-8", group.case, Path("run")),
+        "allocator": record["groups"].get(group.key, {}).get("allocator"),
         "contestants": {**before, **found},
     }
 
@@ -190,8 +191,8 @@ def save(record: dict[str, Any], options: argparse.Namespace) -> None:
 def run(size: str, family: str, options: argparse.Namespace, deadline: float) -> None:
     """Measures one size and family, writing after every part, and prints its table."""
     n = dict(zip(SHAPES, options.comparisons, strict=True)) if options.comparisons else targets.BATCHES[size]
-    start: dict[str, Any] = {"size": size, "family": family, "device": options.device}
-    record = begun(path_of(start, options), **start, comparisons=n)
+    start = {"size": size, "family": family, "device": options.device, "comparisons": n}
+    record = begun(path_of(start, options), start, options.commit)
 
     def wanted(name: str) -> bool:
         return options.only is None or any(name.startswith(part) for part in options.only)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from benchmarks.steps.models import RANK, SIZES, Case, make_texts, make_tokenizer
+from benchmarks.steps.models import RANK, Case, make_texts, make_tokenizer
 from paretune import Objective, RACOConfig, RACOTrainer
 from paretune.losses import batch_losses
 from paretune.training.step import log_probs
@@ -194,7 +194,7 @@ def objectives_of(name: str) -> int:
 
 def make_contestant(name: str, case: Case, folder: Path, model: PreTrainedModel, batches: int = 4) -> Contestant:
     """A contestant by its name; it trains this very model, on rows that make this many batches."""
-    texts, tokenizer = make_texts(case, batches), make_tokenizer(SIZES[case.size].vocab_size)
+    texts, tokenizer = make_texts(case, batches), make_tokenizer(case)
     adapter = None if case.full else LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", lora_dropout=0.0)
     turn = Turnstile()
     make: Callable[..., Trainer] = _trl if name == "trl" else _ours

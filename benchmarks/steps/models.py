@@ -23,6 +23,7 @@ SCALES = {
 }  # a size at which shapes shrink by this factor: it shows that everything runs, and measures nothing
 FAMILIES = {"qwen3": Qwen3Config, "llama": LlamaConfig, "gemma3": Gemma3TextConfig}
 RANK = 16
+WORDS = 8192  # of the tokenizer at most: a larger vocabulary would only make setting up slower
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ def copy_of(model: PreTrainedModel, *, share: bool) -> PreTrainedModel:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in kept})
 
 
-def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(case: Case) -> PreTrainedTokenizerFast:
     """One token per word w0, w1, …: lengths in words are lengths in tokens."""
+    vocabulary = min(WORDS, SIZES[case.size].vocab_size)
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i + 3 for i in range(vocabulary - 3)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -112,7 +114,7 @@ def make_texts(case: Case, batches: int) -> list[tuple[str, str, str]]:
     prompt, response = case.lengths
 
     def words(count: int) -> str:
-        ids = torch.randint(0, SIZES[case.size].vocab_size - 3, (count,), generator=generator)
+        ids = torch.randint(0, min(WORDS, SIZES[case.size].vocab_size) - 3, (count,), generator=generator)
         return " ".join(f"w{i}" for i in ids.tolist())
 
     rows = range(case.comparisons * batches)
