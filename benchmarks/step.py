@@ -142,6 +142,7 @@ def add_times(record: dict[str, Any], group: targets.Group, options: argparse.Na
     record["groups"][group.key] = {
         "command": command(),
         "case": vars(group.case),
+        "model_settings": {"attn_implementation": "sdpa", "dtype": str(group.case.dtype)},
         "started": started,
         "load_before": load,
         "load_after": os.getloadavg(),

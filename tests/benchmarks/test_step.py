@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("trl", reason="the step benchmark's yardstick: pip install 'paretune[bench]'")
-
-from benchmarks.steps import paper, targets, timing  # noqa: E402
-from benchmarks.steps.contestants import exists, make_contestant  # noqa: E402
-from benchmarks.steps.models import SIZES, Case, copy_of, make_model  # noqa: E402
-from benchmarks.steps.plot import draw  # noqa: E402
+from benchmarks.steps import paper, targets, timing
+from benchmarks.steps.contestants import exists, make_contestant
+from benchmarks.steps.models import SIZES, Case, copy_of, make_model
+from benchmarks.steps.plot import draw
 
 CASE = Case("qwen3", "tiny", "tldr", 2, full=True)
 STEPS = 3
@@ -23,6 +21,7 @@ STEPS = 3
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     """Every contestant's losses over a few steps of full fine-tuning, all rows in every step."""
+    pytest.importorskip("trl", reason="the step benchmark's yardstick: pip install 'paretune[bench]'")
     model, found = make_model(CASE), {}
     for name in ("trl", "ours-1", "scalar-flat", "scalar-shared", "ours-2", "naive-2", "twopass-2"):
         if not exists(name):
