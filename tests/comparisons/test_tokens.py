@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -286,26 +286,6 @@ def test_responses_of_several_messages_are_scored_whole_and_counted() -> None:
     ids, start = sides(out)[0]
     assert tokenizer.decode(ids[start:]).startswith("A dog.<|im_end|>\n<|im_start|>user\nAnd?")
     assert report.extra_turns == 1 and any("several messages" in warning for warning in report.warnings)
-
-
-def test_processes_do_not_change_the_result() -> None:
-    rows = [row(f"{TEXT[0]} {i}", TEXT[1] * (1 + i % 3), TEXT[2]) for i in range(12)]
-    one, one_report = tokenize(rows, made.byte_bpe(), 20)
-    two, two_report = tokenize(rows, made.byte_bpe(), 20, num_proc=2)
-    assert one == two and one_report == two_report and 0 < one_report.rows_dropped < 12
-
-
-def test_the_cache_answers_the_same_tokenizer_and_no_other(tmp_path: Any) -> None:
-    Dataset.from_list([chat_row("Hi.", "A dog.", "A cat.")]).save_to_disk(tmp_path / "rows")
-    rows = load_from_disk(tmp_path / "rows")
-    tokenizer = made.chatml()
-    first, _ = tokenize_comparisons(rows, tokenizer, ["x"], max_length=50)
-    tokenizer(["a", "a cat"], padding=True, truncation=True, max_length=8)  # changes the pickled state, not the meaning
-    again, report = tokenize_comparisons(rows, tokenizer, ["x"], max_length=50)
-    assert again._fingerprint == first._fingerprint and list(again) == list(first) and report.kept == 1
-    tokenizer.chat_template = made.QWEN3
-    changed, _ = tokenize_comparisons(rows, tokenizer, ["x"], max_length=50)
-    assert "<think>" in tokenizer.decode(changed[0]["prefix_ids"])
 
 
 @pytest.mark.parametrize("factory", [*CHATS, made.metaspace, made.word_level])

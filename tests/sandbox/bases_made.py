@@ -14,8 +14,8 @@ from paretune.sandbox.language import train_base
 @cache
 def base_of(world: str) -> Path:
     """The world's base, as the demo trains it. One process trains; others wait for it."""
-    root = Path(os.environ.get("PARETUNE_CACHE", Path.home() / ".cache" / "paretune")) / "sandbox"
+    root = Path(os.environ["PARETUNE_TEST_BASES"]) / "sandbox"  # of tests/conftest.py
     root.mkdir(parents=True, exist_ok=True)
     with (root / f"{world}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return train_base(WORLDS[world])
+        return train_base(WORLDS[world], cache_dir=root)

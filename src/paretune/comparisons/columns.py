@@ -93,6 +93,24 @@ def labels(preferences: Any, names: Sequence[str]) -> np.ndarray:
     return np.stack(columns, axis=1) if columns else np.empty((len(preferences), 0))
 
 
+def numbers_of_lists(lists: Any, width: int) -> np.ndarray:
+    """(rows, width) from a column whose lists all have that length."""
+    return np.asarray(lists.flatten()).reshape(len(lists), width)
+
+
+def named(lists: Any, names: Sequence[str]) -> np.ndarray:
+    """(rows, m) bool: whether each row's list of names has each of these; null is an empty list."""
+    import pyarrow.compute as pc
+
+    first, last = _bounds(lists)
+    row = np.repeat(np.arange(len(lists)), np.where(lists.is_valid(), last - first, 0))
+    values = lists.flatten()
+    found = np.zeros((len(lists), len(names)), dtype=bool)
+    for j, name in enumerate(names):
+        found[row[np.asarray(pc.fill_null(pc.equal(values, name), False))], j] = True
+    return found
+
+
 def _is_list(array: Any) -> bool:
     import pyarrow.types as kinds  # type: ignore[import-untyped]
 

@@ -76,8 +76,9 @@ def read_comparisons(
         seed: also decides which groups a source's `fraction` keeps.
 
     Returns:
-        rows, in memory or mapped from a file of this process (`spool`), with the columns prompt, response_a, response_b, preferences {objective: float or None}, and id, group,
-        reference, count_only where any row has them; and the report.
+        rows, in memory or mapped from a file of this process (`spool`), with the columns prompt, response_a,
+        response_b, preferences {objective: float or None}, and id, group, reference, count_only where any row has
+        them; and the report.
 
     Raises:
         InputError: data that cannot be read, a bad row (with "error"), an objective without labels, no row left.

@@ -1,13 +1,12 @@
-"""What tokenization did to the rows: the facts of each row, summed up and put in words."""
+"""What tokenization did to the rows: counted as they come, summed up and put in words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from paretune.errors import InputError
@@ -16,15 +15,76 @@ NAMED_ROWS = 10  # how many dropped rows a report names
 KEPT, TOO_LONG, NOTHING_TO_SCORE = 0, 1, 2
 REASONS = {TOO_LONG: "longer than max_length", NOTHING_TO_SCORE: "no response token to score"}
 TOKENS = ["prefix_ids", "a_ids", "b_ids", "a_start", "b_start", "preferences", "index"]
-FEATURES = Features(
-    {name: List(Value("int32")) for name in ("prefix_ids", "a_ids", "b_ids")}
-    | {name: Value("int64") for name in ("a_start", "b_start", "index")}
-    | {"preferences": List(Value("float64"))}
-    # Facts of each row for the report, gone from the result; columns rather than counters, so that worker processes
-    # and datasets' cache report the same as one process does.
-    | {name: Value("int32") for name in ("status", "length", "cut", "unstable", "context", "appended")}
-    | {name: Value("int32") for name in ("stripped", "turns", "end_a", "end_b")}
-)
+
+
+@dataclass
+class Counts:
+    """What is counted over rows while they are tokenized; counts of parts add up to those of the whole.
+
+    Numbers of rows, and as in `TokenReport`; `unstable` is of kept rows whose prompt is not how the side begins, the
+    first of them `first_unstable` (-1: none); `ends` counts sides by the id of the token that ends them ("-1": none).
+    """
+
+    rows: int = 0
+    kept: int = 0
+    longest_given: int = 0
+    too_long: int = 0
+    nothing_to_score: int = 0
+    dropped_rows: list[int] = field(default_factory=list)
+    prompts_truncated: int = 0
+    tokens_cut: int = 0
+    unstable: int = 0
+    first_unstable: int = -1
+    context: int = 0
+    appended: int = 0
+    stripped: int = 0
+    turns: int = 0
+    ends: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Counts:
+        """From the plain values of `asdict`; raises TypeError where they are not those of this class."""
+        if plain.keys() != {one.name for one in fields(cls)}:
+            raise TypeError("other counts")
+        return cls(**plain)
+
+    def row(self, index: int, facts: dict[str, Any]) -> None:
+        """Counts one row."""
+        self.rows += 1
+        self.longest_given = max(self.longest_given, facts["length"])
+        if facts["status"] != KEPT:
+            self.too_long += facts["status"] == TOO_LONG
+            self.nothing_to_score += facts["status"] == NOTHING_TO_SCORE
+            if len(self.dropped_rows) < NAMED_ROWS:
+                self.dropped_rows.append(index)
+            return
+        self.kept += 1
+        self.prompts_truncated += facts["cut"] > 0
+        self.tokens_cut += facts["cut"]
+        self.context += facts["context"]
+        self.appended += facts["appended"]
+        self.stripped += facts["stripped"]
+        self.turns += facts["turns"]
+        if facts["unstable"]:
+            self.unstable += 1
+            self.first_unstable = index if self.first_unstable < 0 else self.first_unstable
+        for end in (facts["end_a"], facts["end_b"]):
+            self.ends[str(end)] = self.ends.get(str(end), 0) + 1
+
+    def add(self, later: Counts) -> None:
+        """Adds the counts of the rows that follow."""
+        for name in (one.name for one in fields(Counts)):
+            mine, theirs = getattr(self, name), getattr(later, name)
+            if name == "longest_given":
+                self.longest_given = max(mine, theirs)
+            elif name == "first_unstable":
+                self.first_unstable = mine if mine >= 0 else theirs
+            elif name == "dropped_rows":
+                self.dropped_rows = (mine + theirs)[:NAMED_ROWS]
+            elif name == "ends":
+                self.ends = {end: mine.get(end, 0) + theirs.get(end, 0) for end in [*mine, *theirs]}
+            else:
+                setattr(self, name, mine + theirs)
 
 
 @dataclass(frozen=True)
@@ -43,6 +103,7 @@ class TokenReport:
         extra_turns: rows with a response of several messages, all of whose tokens are scored.
         prefix: length of the shared prefix as {min, mean, median, max}; `response` the same over sides' scored tokens.
         tokens_shared, tokens_flat: tokens of one epoch with the prefix computed once, and with it computed twice.
+        fingerprint: identifies the kept rows' tokens and their order, not their labels.
         warnings: what a person should know, in sentences.
     """
 
@@ -68,11 +129,14 @@ class TokenReport:
     response: dict[str, float]
     tokens_shared: int
     tokens_flat: int
+    fingerprint: str
     warnings: list[str] = field(default_factory=list)
 
 
 def sum_up(
-    mapped: Dataset,
+    table: Any,
+    counts: Counts,
+    fingerprint: str,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     context: int | None,
@@ -81,7 +145,9 @@ def sum_up(
     """The report of all rows.
 
     Args:
-        mapped: every row with the columns of `FEATURES`, those dropped included.
+        table: the kept rows' tokens, with Arrow columns prefix_ids, a_ids, b_ids, a_start, b_start.
+        counts: of all rows.
+        fingerprint: of the table.
         tokenizer: names the tokens.
         max_length: the limit it was tokenized with.
         context: token put before responses that have nothing before them.
@@ -90,49 +156,42 @@ def sum_up(
     Raises:
         InputError: no row was kept.
     """
-    table = mapped.with_format("arrow")[:]
-    facts = {name: np.asarray(table[name]) for name in FEATURES if name not in TOKENS}
-    kept = facts["status"] == KEPT
-    lost = np.flatnonzero(~kept)
-    reasons = {word: int((facts["status"] == code).sum()) for code, word in REASONS.items()}
+    reasons = {REASONS[TOO_LONG]: counts.too_long, REASONS[NOTHING_TO_SCORE]: counts.nothing_to_score}
     reasons = {word: count for word, count in reasons.items() if count}
-    longest_given = int(facts["length"].max())
-    if not kept.any():
+    if not counts.kept:
         raise InputError(
-            f"none of {len(mapped)} rows can be used: " + ", ".join(f"{n} {word}" for word, n in reasons.items()),
+            f"none of {counts.rows} rows can be used: " + ", ".join(f"{n} {word}" for word, n in reasons.items()),
             where="max_length",
-            found=f"{max_length}; the longest side has {longest_given} tokens",
-            fix="Raise max_length, or shorten the responses." if "longer than max_length" in reasons else "",
+            found=f"{max_length}; the longest side has {counts.longest_given} tokens",
+            fix="Raise max_length, or shorten the responses." if counts.too_long else "",
         )
-    prefix, a, b = (list_lengths(table[k])[kept] for k in ("prefix_ids", "a_ids", "b_ids"))
-    starts_a, starts_b = (np.asarray(table[k])[kept] for k in ("a_start", "b_start"))
-    unstable = np.flatnonzero(kept & (facts["unstable"] > 0))
-    ends, counts = np.unique(np.concatenate([facts[k][kept] for k in ("end_a", "end_b")]), return_counts=True)
-    words = [_word(tokenizer, int(end)) if end >= 0 else "" for end in ends]
-    given = int((facts["context"][kept] > 0).sum())
+    prefix, a, b = (list_lengths(table[k]) for k in ("prefix_ids", "a_ids", "b_ids"))
+    starts_a, starts_b = (np.asarray(table[k]) for k in ("a_start", "b_start"))
+    ends = sorted((int(end), count) for end, count in counts.ends.items())
     report = TokenReport(
-        rows=len(mapped),
-        kept=int(kept.sum()),
+        rows=counts.rows,
+        kept=counts.kept,
         max_length=max_length,
         longest=int((prefix + np.maximum(a, b)).max()),
-        longest_given=longest_given,
-        rows_dropped=len(lost),
+        longest_given=counts.longest_given,
+        rows_dropped=counts.rows - counts.kept,
         dropped=reasons,
-        dropped_rows=[int(i) for i in lost[:NAMED_ROWS]],
-        prompts_truncated=int((facts["cut"] > 0).sum()),
-        tokens_cut=int(facts["cut"].sum()),
-        non_prefix_prompts=len(unstable),
-        non_prefix_example=parting(int(unstable[0])) if len(unstable) else None,
-        context_added=given,
-        context_token=_word(tokenizer, context) if given and context is not None else None,
-        eos_appended=int(facts["appended"][kept].sum()),
-        ends=dict(zip(words, counts.tolist(), strict=True)),
-        trailing_stripped=int(facts["stripped"][kept].sum()),
-        extra_turns=int(facts["turns"][kept].sum()),
+        dropped_rows=counts.dropped_rows,
+        prompts_truncated=counts.prompts_truncated,
+        tokens_cut=counts.tokens_cut,
+        non_prefix_prompts=counts.unstable,
+        non_prefix_example=parting(counts.first_unstable) if counts.unstable else None,
+        context_added=counts.context,
+        context_token=_word(tokenizer, context) if counts.context and context is not None else None,
+        eos_appended=counts.appended,
+        ends={_word(tokenizer, end) if end >= 0 else "": count for end, count in ends},
+        trailing_stripped=counts.stripped,
+        extra_turns=counts.turns,
         prefix=_spread(prefix),
         response=_spread(np.concatenate([prefix + a - starts_a, prefix + b - starts_b])),
         tokens_shared=int((prefix + a + b).sum()),
         tokens_flat=int((2 * prefix + a + b).sum()),
+        fingerprint=fingerprint,
     )
     report.warnings.extend(_warnings(report, tokenizer))
     return report

@@ -8,22 +8,25 @@ prompt alone and the whole side.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Value
 from datasets.fingerprint import Hasher
+from datasets.table import ConcatenationTable, InMemoryTable
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from paretune.comparisons.token_report import FEATURES, KEPT, NOTHING_TO_SCORE, TOKENS, TOO_LONG, TokenReport, sum_up
+from paretune.comparisons import token_store
+from paretune.comparisons.columns import labels, stretches
+from paretune.comparisons.token_report import KEPT, NOTHING_TO_SCORE, TOKENS, TOO_LONG, Counts, TokenReport, sum_up
+from paretune.comparisons.token_work import processes, work_through
 from paretune.errors import InputError
 
 __all__ = ["TokenReport", "common_prefix", "pad_id", "tokenize_comparisons"]
-
-MEANING = 1  # part of the cache's key: raise it with every change of what the columns hold
 
 
 class Scheme(NamedTuple):
@@ -36,7 +39,6 @@ class Scheme(NamedTuple):
     eos: int | None
     ends: frozenset[int]  # EOS and special tokens: one of them as last token of a rendered turn ends it
     max_length: int | None
-    names: list[str]
 
 
 class Side(NamedTuple):
@@ -58,13 +60,15 @@ def tokenize_comparisons(
 ) -> tuple[Dataset, TokenReport]:
     """Tokenizes rows of `read_comparisons`, in their order; rows that cannot be kept whole are dropped and reported.
 
+    What was tokenized once is found again on disk (`token_store`), whatever its labels are now.
+
     Args:
         rows: columns prompt, response_a, response_b (all strings or all message lists) and preferences.
         tokenizer: of the model to train; conversational rows need its chat template.
         objective_names: order of the `preferences` column of the result.
         max_length: most tokens of prompt and response together; prompts are cut on their left until the longer response
             fits whole. None: no limit.
-        num_proc: worker processes of `datasets`; the result does not depend on it.
+        num_proc: processes that tokenize; None chooses by rows and cores. The result does not depend on it.
 
     Returns:
         Per kept row prefix_ids, a_ids, b_ids, a_start, b_start, preferences (NaN = no opinion) and index. prefix_ids is
@@ -77,25 +81,35 @@ def tokenize_comparisons(
     """
     names = list(objective_names)
     _check(rows, tokenizer, names, max_length)
-    scheme = _scheme(rows, tokenizer, names, max_length)
-    mapped = rows.map(
-        _tokenize_batch,
-        batched=True,
-        with_indices=True,
-        fn_kwargs={"scheme": scheme},
-        remove_columns=rows.column_names,
-        features=FEATURES,
-        num_proc=num_proc,
-        # Our own fingerprint: a fast tokenizer's pickle changes with the padding that its last call left in it, so the
-        # one that datasets would make of it misses its cache.
-        new_fingerprint=Hasher.hash([rows._fingerprint, _tokenizer_key(tokenizer), names, max_length, MEANING]),
-        desc="Tokenizing",
+    scheme = _scheme(rows, tokenizer, max_length)
+    key = token_store.tokens_key(rows, tokenizer, max_length)
+    tokens, damage = token_store.find(key)
+    if tokens is None:
+        texts = rows.select_columns(list(token_store.TEXTS)).with_format(None)
+        work = partial(_tokenize, texts, scheme)
+        tokens = token_store.keep(key, work_through(len(rows), work, processes(num_proc, len(rows))))
+    report = sum_up(
+        tokens.table,
+        tokens.counts,
+        tokens.fingerprint,
+        tokenizer,
+        max_length,
+        scheme.context,
+        lambda index: _parting(rows, index, scheme),
     )
-    report = sum_up(mapped, tokenizer, max_length, scheme.context, lambda index: _parting(rows, index, scheme))
-    kept = mapped.select_columns(TOKENS)
-    if report.rows_dropped:
-        kept = kept.select(np.flatnonzero(np.asarray(mapped.with_format("arrow")["status"]) == KEPT))
-    return kept, report
+    report.warnings.extend([*damage, *tokens.notices])
+    return _with_preferences(tokens, key, rows, names), report
+
+
+def _with_preferences(tokens: token_store.Tokens, key: str, rows: Dataset, names: list[str]) -> Dataset:
+    """The tokens with the labels that the rows have now."""
+    label_RM = np.concatenate([labels(part["preferences"], names) for part in stretches(rows, ["preferences"])])
+    label_RM = label_RM[np.asarray(tokens.table["index"])]
+    offsets = np.arange(len(label_RM) + 1, dtype=np.int32) * len(names)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(label_RM.reshape(-1)))  # NaN stays NaN: no opinion
+    table = ConcatenationTable.from_tables([tokens.table, InMemoryTable(pa.table({"preferences": lists}))], axis=1)
+    fingerprint = Hasher.hash([key, names, label_RM.tobytes()])
+    return Dataset(table, fingerprint=fingerprint).select_columns(TOKENS)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -130,7 +144,7 @@ def _check(rows: Dataset, tokenizer: PreTrainedTokenizerBase, names: list[str], 
     pad_id(tokenizer)
 
 
-def _scheme(rows: Dataset, tokenizer: PreTrainedTokenizerBase, names: list[str], max_length: int | None) -> Scheme:
+def _scheme(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Scheme:
     conversational = not isinstance(rows.features["prompt"], Value)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     leading: list[int] = []
@@ -148,7 +162,7 @@ def _scheme(rows: Dataset, tokenizer: PreTrainedTokenizerBase, names: list[str],
     special = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special = (special | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
     ends = frozenset(special if eos is None else special | {eos})
-    return Scheme(tokenizer, conversational, leading, eos if bos is None else bos, eos, ends, max_length, names)
+    return Scheme(tokenizer, conversational, leading, eos if bos is None else bos, eos, ends, max_length)
 
 
 def _leading(tokenizer: PreTrainedTokenizerBase, probe: str) -> list[int]:
@@ -174,26 +188,22 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[i
     return encoded["input_ids"]
 
 
-def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Identifies what a tokenizer does; only its own calls' padding and truncation settings are left out."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return Hasher.hash(tokenizer)
-    state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
-    return Hasher.hash([json.dumps(state), tokenizer.chat_template, tokenizer.special_tokens_map])
-
-
-def _tokenize_batch(batch: dict[str, list[Any]], indexes: list[int], scheme: Scheme) -> dict[str, list[Any]]:
+def _tokenize(texts: Dataset, scheme: Scheme, start: int, end: int) -> tuple[Any, Counts]:
+    """Rows start .. end: a record batch of those kept, and the counts of all."""
+    batch, indexes, counts = texts[start:end], list(range(start, end)), Counts()
     n = len(indexes)
     ids = _encode(scheme.tokenizer, [text for texts in _texts(batch, indexes, scheme) for text in texts])
-    rows = [_row(ids[i], ids[n + i], ids[2 * n + i], scheme) for i in range(n)]
-    for i, row in enumerate(rows):
-        opinions = (batch["preferences"][i][name] for name in scheme.names)
-        row["preferences"] = [float("nan") if opinion is None else float(opinion) for opinion in opinions]
-        row["index"] = indexes[i]
+    kept = []
+    for i, index in enumerate(indexes):
+        row = _row(ids[i], ids[n + i], ids[2 * n + i], scheme) | {"index": index}
         sides = (batch["response_a"][i], batch["response_b"][i])
         row["turns"] = int(scheme.conversational and any(len(side) > 1 for side in sides))
-    return {name: [row[name] for row in rows] for name in FEATURES}
+        counts.row(index, row)
+        if row["status"] == KEPT:
+            kept.append(row)
+    schema = token_store.SCHEMA
+    columns = [pa.array([row[name] for row in kept], type=schema.field(name).type) for name in schema.names]
+    return pa.RecordBatch.from_arrays(columns, schema=schema), counts
 
 
 def _texts(batch: dict[str, list[Any]], indexes: list[int], scheme: Scheme) -> Iterator[list[str]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from paretune.comparisons.columns import named, numbers_of_lists, stretches
 from paretune.comparisons.formats import read_comparisons
 from paretune.comparisons.report import DataReport
 from paretune.comparisons.rows import split_groups
@@ -113,10 +114,12 @@ def _tokenized(
     name: str,
 ) -> TokenizedData:
     names = [o.name for o in objectives]
-    tokenized, tokens = tokenize_comparisons(
-        rows, tokenizer, names, max_length=args.max_length, num_proc=args.dataset_num_proc
-    )
-    labelled = ~np.isnan(np.asarray(tokenized["preferences"], dtype=np.float64))
+    with args.main_process_first(local=True, desc="tokens"):  # the machine's other ranks find them on disk
+        tokenized, tokens = tokenize_comparisons(
+            rows, tokenizer, names, max_length=args.max_length, num_proc=args.dataset_num_proc
+        )
+    given = [numbers_of_lists(part["preferences"], len(names)) for part in stretches(tokenized, ["preferences"])]
+    labelled = ~np.isnan(np.concatenate(given))
     for objective, count in zip(objectives, labelled.sum(0).tolist(), strict=True):
         if count == 0 and name == "train" and objective.weight > 0:
             raise InputError(
@@ -126,17 +129,11 @@ def _tokenized(
                 fix="Check the objective's name, or leave it out.",
             )
     if "count_only" in rows.column_names:
-        kept = rows.select(tokenized["index"])["count_only"]
-        counted = [[objective in (row or ()) for objective in names] for row in kept]
-        tokenized = tokenized.add_column("count_only", counted)
+        counted = np.concatenate([named(part["count_only"], names) for part in stretches(rows, ["count_only"])])
+        index = np.concatenate([np.asarray(part["index"]) for part in stretches(tokenized, ["index"])])
+        offsets = np.arange(len(index) + 1, dtype=np.int32) * len(names)
+        lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(counted[index].reshape(-1)))
+        tokenized = tokenized.add_column("count_only", lists)
     record.data(name, report.to_dict(), asdict(tokens))
     record.say(*[f"{name} data: {warning}" for warning in tokens.warnings])
-    return TokenizedData(tokenized, labelled, _fingerprint(tokenized))
-
-
-def _fingerprint(rows: Dataset) -> str:
-    digest = hashlib.sha256()
-    for column in ("prefix_ids", "a_ids", "b_ids", "a_start", "b_start"):
-        for values in rows[column]:
-            digest.update(np.asarray(values, dtype=np.int64).tobytes() + b"|")
-    return digest.hexdigest()[:16]
+    return TokenizedData(tokenized, labelled, tokens.fingerprint)
