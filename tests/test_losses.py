@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_a_missing_preference_contributes_nothing() -> None:
 
 def test_a_tie_pulls_the_margin_to_zero() -> None:
     found = batch_losses([Objective("o")], 0.2, made(), torch.full((N, 1), 0.5))
-    assert (found.slopes_a[0] * found.margins[0] > 0).all()
+    assert (found.slopes_a[0] * (found.reward_a - found.reward_b)[0] > 0).all()
 
 
 def test_weighted_losses_are_soft_labels() -> None:
@@ -176,3 +177,32 @@ def test_objectives_in_every_form() -> None:
     assert weights == [0.75, 0.25]
     with pytest.raises(InputError, match="all weights are zero"):
         normalize_weights(parse_objectives({"a": 0, "b": 0}))
+
+
+def test_objectives_together_are_the_objectives_one_by_one() -> None:
+    """Losses, options, references, lengths and anchors of all kinds, computed in groups, each in its own place."""
+    objectives = [
+        Objective("a", beta=0.3),
+        Objective("b", loss="simpo", gamma=0.2),
+        Objective("c", loss="robust", epsilon=0.3),
+        Objective("d", loss="simpo", gamma=1.5, beta=2.0),
+        Objective("e", sft=0.4),
+        Objective("f", loss="ipo", length_normalized=True),
+        Objective("g", sft=0.1, beta=0.7),
+    ]
+    logps, p = made(), torch.rand(N, len(objectives), generator=torch.Generator().manual_seed(3)).double()
+    p[0, 1] = p[2, 4] = float("nan")
+    together = batch_losses(objectives, 0.2, logps, p)
+    for i, objective in enumerate(objectives):
+        alone = batch_losses([objective], 0.2, logps, p[:, i : i + 1])
+        for name in ("values", "slopes_a", "slopes_b", "reward_a", "reward_b", "labelled"):
+            torch.testing.assert_close(getattr(together, name)[i], getattr(alone, name)[0], rtol=1e-12, atol=1e-15)
+    assert together.shared is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss": "simpo"}, {"loss": "ipo", "length_normalized": True}], ids=str)
+def test_the_shared_signal_of_common_margins(changes: dict[str, Any]) -> None:
+    objectives = [Objective("x", **changes), Objective("y", **{**changes, "beta": 1.5})]
+    found = batch_losses(objectives, 0.2, made(), torch.rand(N, 2))
+    assert found.shared is not None
+    torch.testing.assert_close(found.slopes_b, found.shared * found.slopes_a, rtol=1e-12, atol=1e-15)

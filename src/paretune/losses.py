@@ -11,7 +11,9 @@ and MMPO, arXiv 2410.03145). Nothing here knows of models: `paretune.policy` giv
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +22,25 @@ from torch import Tensor
 from paretune.errors import InputError
 from paretune.objectives import Objective
 
+Number = float | Tensor
 
-def sigmoid(margins: Tensor, beta: float, objective: Objective) -> Tensor:
+
+class LossOptions(Protocol):
+    """What a loss reads of an objective, or of several at once as (m, 1) tensors."""
+
+    @property
+    def gamma(self) -> Number: ...
+
+    @property
+    def epsilon(self) -> Number: ...
+
+
+def sigmoid(margins: Tensor, beta: Number, objective: LossOptions) -> Tensor:
     """DPO: -log sigma(beta z). Rafailov et al., arXiv 2305.18290, equation 7."""
     return F.softplus(-beta * margins)
 
 
-def ipo(margins: Tensor, beta: float, objective: Objective) -> Tensor:
+def ipo(margins: Tensor, beta: Number, objective: LossOptions) -> Tensor:
     """IPO: (z - 1/(2 beta))^2. Azar et al., arXiv 2310.12036, equation 17 (beta is their tau).
 
     With `length_normalized` the margin is per token, as TRL does on the authors' advice; without, as published.
@@ -34,12 +48,12 @@ def ipo(margins: Tensor, beta: float, objective: Objective) -> Tensor:
     return (margins - 1 / (2 * beta)).square()
 
 
-def hinge(margins: Tensor, beta: float, objective: Objective) -> Tensor:
+def hinge(margins: Tensor, beta: Number, objective: LossOptions) -> Tensor:
     """SLiC's hinge on the implicit reward: max(0, 1 - beta z). Liu et al. (RSO), arXiv 2309.06657, section 3.2."""
     return F.relu(1 - beta * margins)
 
 
-def simpo(margins: Tensor, beta: float, objective: Objective) -> Tensor:
+def simpo(margins: Tensor, beta: Number, objective: LossOptions) -> Tensor:
     """SimPO: -log sigma(beta (z - gamma)), gamma the target margin over beta. Meng et al., arXiv 2405.14734, eq. 6.
 
     Its margin is reference-free and per token unless the objective says otherwise.
@@ -47,13 +61,13 @@ def simpo(margins: Tensor, beta: float, objective: Objective) -> Tensor:
     return F.softplus(-beta * (margins - objective.gamma))
 
 
-def robust(margins: Tensor, beta: float, objective: Objective) -> Tensor:
+def robust(margins: Tensor, beta: Number, objective: LossOptions) -> Tensor:
     """Robust DPO, unbiased where a share epsilon of labels is flipped. Chowdhury et al., arXiv 2403.00409, eq. 12."""
     kept, flipped = F.softplus(-beta * margins), F.softplus(beta * margins)
     return ((1 - objective.epsilon) * kept - objective.epsilon * flipped) / (1 - 2 * objective.epsilon)
 
 
-LOSSES: dict[str, Callable[[Tensor, float, Objective], Tensor]] = {
+LOSSES: dict[str, Callable[[Tensor, Number, LossOptions], Tensor]] = {
     "sigmoid": sigmoid,
     "ipo": ipo,
     "hinge": hinge,
@@ -142,28 +156,45 @@ def preference_loss(objective: Objective, beta: float, logps: LogProbs, preferen
     """
     labelled = ~preferences.isnan()
     p = torch.where(labelled, preferences, 0.5)
-    z = margin(objective, logps)
-    loss = LOSSES[objective.loss]
-    values = p * loss(z, beta, objective) + (1 - p) * loss(-z, beta, objective)
+    values = _mixed(objective.loss, margin(objective, logps), p, beta, objective)
     if objective.sft:
-        # the anchor keeps the preferred response likely: DPO alone may lower both log-probabilities
-        values = values - objective.sft * (p * logps.a / logps.tokens_a + (1 - p) * logps.b / logps.tokens_b)
+        values = values + objective.sft * _anchor(logps, p)
     return torch.where(labelled, values, 0.0)
+
+
+def _mixed(loss: str, z: Tensor, p: Tensor, beta: Number, options: LossOptions) -> Tensor:
+    """The loss under a preference p: both orientations, mixed."""
+    function = LOSSES[loss]
+    return p * function(z, beta, options) + (1 - p) * function(-z, beta, options)
+
+
+def _anchor(logps: LogProbs, p: Tensor) -> Tensor:
+    """-log pi(preferred) per token: keeps it likely, where DPO alone may lower both log-probabilities."""
+    return -(p * logps.a / logps.tokens_a + (1 - p) * logps.b / logps.tokens_b)
 
 
 @dataclass(frozen=True)
 class BatchLosses:
     """Losses of M objectives on N comparisons and their slopes, all (M, N) float64 and detached.
 
-    `slopes_a[i, n]` is d values[i, n] / d log pi(a_n); `margins` are of a over b; `labelled` says where there is a
-    preference. Nothing is divided by a count yet: the caller knows the global batch.
+    `slopes_a[i, n]` is d values[i, n] / d log pi(a_n); `reward_a`, `reward_b` are beta times what each objective
+    compares (`sides`), the implicit rewards; `labelled` says where there is a preference. Nothing is divided by a count
+    yet: the caller knows the global batch. `shared` is (N,) factors k with slopes_b = k * slopes_a for every objective,
+    or None where there are none.
     """
 
     values: Tensor
     slopes_a: Tensor
     slopes_b: Tensor
-    margins: Tensor
+    reward_a: Tensor
+    reward_b: Tensor
     labelled: Tensor
+    shared: Tensor | None
+
+    def over(self, counts: Tensor) -> BatchLosses:
+        """The same as parts of means: values and slopes divided by counts (M,)."""
+        parts = {name: getattr(self, name) / counts[:, None] for name in ("values", "slopes_a", "slopes_b")}
+        return replace(self, **parts)
 
 
 def detached(logps: LogProbs) -> LogProbs:
@@ -172,25 +203,86 @@ def detached(logps: LogProbs) -> LogProbs:
     return LogProbs(logps.a.detach().double(), logps.b.detach().double(), ref_a, ref_b, logps.tokens_a, logps.tokens_b)
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """What loss functions read of an objective, for several objectives at once: (m, 1) each."""
+
+    gamma: Tensor
+    epsilon: Tensor
+
+
+@lru_cache(maxsize=16)
+def _columns(objectives: tuple[Objective, ...], beta: float, device: torch.device) -> dict[str, Tensor]:
+    """beta (resolved), gamma, epsilon and sft of the objectives, (M, 1) float64 each; moved to the device once."""
+    table = [[o.beta or beta, o.gamma, o.epsilon, o.sft] for o in objectives]
+    values = torch.tensor(table, dtype=torch.float64).to(device)
+    return dict(zip(("beta", "gamma", "epsilon", "sft"), values.split(1, dim=1), strict=True))
+
+
 def batch_losses(objectives: Sequence[Objective], beta: float, logps: LogProbs, preferences: Tensor) -> BatchLosses:
     """Every objective's losses and slopes on one batch; the model's graph is not touched.
 
     A comparison's loss depends on the model only through two numbers, log pi(a) and log pi(b), so differentiating
-    with respect to these two gives, by the chain rule, all that the backward pass needs.
+    with respect to these two gives, by the chain rule, all that the backward pass needs. Objectives of one loss are
+    computed together, so that sixteen cost the operations of one; nothing here waits for the device.
 
     Args:
         objectives: M of them.
         beta: the run's, for objectives without one of their own.
         logps: of N comparisons; `a` and `b` may carry a graph, which is left alone.
         preferences: (N, M), NaN where an objective has no opinion.
+
+    Raises:
+        InputError: as `sides`.
     """
-    double = detached(logps)
-    a, b = double.a.requires_grad_(), double.b.requires_grad_()
-    rows: list[tuple[Tensor, ...]] = []
+    double, labels = detached(logps), preferences.T.double()
+    table = _columns(tuple(objectives), beta, double.a.device)
+    a, b = (side.expand(len(objectives), -1).clone().requires_grad_() for side in (double.a, double.b))
+    labelled = ~labels.isnan()
+    p = torch.where(labelled, labels, 0.5)
+    values, reward_a, reward_b = (torch.zeros_like(p) for _ in range(3))
     with torch.enable_grad():
-        for i, objective in enumerate(objectives):
-            labels = preferences[:, i].double()
-            values = preference_loss(objective, objective.beta or beta, double, labels)
-            slope_a, slope_b = torch.autograd.grad(values.sum(), (a, b))
-            rows.append((values.detach(), slope_a, slope_b, margin(objective, double).detach(), ~labels.isnan()))
-    return BatchLosses(*(torch.stack(column) for column in zip(*rows, strict=True)))
+        for alike in _alike(objectives):
+            first, which = objectives[alike[0]], _places(alike, len(objectives))
+            own = LogProbs(a[which], b[which], double.ref_a, double.ref_b, double.tokens_a, double.tokens_b)
+            of_a, of_b = sides(first, own)
+            betas, options = table["beta"][which], _Columns(table["gamma"][which], table["epsilon"][which])
+            value = _mixed(first.loss, of_a - of_b, p[which], betas, options)
+            if first.sft:
+                value = value + table["sft"][which] * _anchor(own, p[which])
+            values[which], reward_a[which], reward_b[which] = value, betas * of_a.detach(), betas * of_b.detach()
+        values = torch.where(labelled, values, 0.0)
+        slopes_a, slopes_b = torch.autograd.grad(values.sum(), (a, b))
+    k = shared_signal(objectives, double)
+    return BatchLosses(values.detach(), slopes_a, slopes_b, reward_a, reward_b, labelled, k)
+
+
+def _alike(objectives: Sequence[Objective]) -> list[list[int]]:
+    """Objectives of one formula together, by their numbers."""
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for i, o in enumerate(objectives):
+        kinds.setdefault((o.loss, is_reference_free(o), is_length_normalized(o), o.sft > 0), []).append(i)
+    return list(kinds.values())
+
+
+def _places(numbers: list[int], count: int) -> slice | list[int]:
+    """All of them as a slice: a list of numbers would be copied to the device, which waits for it."""
+    return slice(None) if len(numbers) == count else numbers
+
+
+def share_a_signal(objectives: Sequence[Objective]) -> bool:
+    """Whether there is a `shared_signal`, whatever the comparisons."""
+    return len({is_length_normalized(o) for o in objectives}) == 1 and not any(o.sft for o in objectives)
+
+
+def shared_signal(objectives: Sequence[Objective], logps: LogProbs) -> Tensor | None:
+    """The factors k (N,) with slopes_b = k * slopes_a for every objective, or None where there is no such k.
+
+    Where it exists, logp_a + k logp_b is one number per comparison on which all losses depend, and one backward pass
+    carries them all: -1 for losses of summed margins, -n_a/n_b for length-normalised ones. An anchored loss, or a mix
+    of summed and length-normalised margins, has none, and takes two passes over the same forward, or flat rows.
+    """
+    if not share_a_signal(objectives):
+        return None
+    normalized = is_length_normalized(objectives[0])
+    return -(logps.tokens_a.to(logps.a) / logps.tokens_b) if normalized else -torch.ones_like(logps.a)

@@ -81,7 +81,7 @@ def test_every_scored_token_is_read_at_its_predecessor(comparisons: list[dict[st
 def test_rows_hold_their_tokens_then_padding(comparisons: list[dict[str, Any]]) -> None:
     shared = collate(comparisons, layout="shared", pad_id=PAD)
     flat = collate(comparisons, layout="flat", pad_id=PAD)
-    widths = shared["block_widths"].tolist()
+    widths = shared["block_widths"]
     for name, width, lengths in zip(
         ("prefix_ids", "a_ids", "b_ids"), widths, ("prefix_lengths", "a_lengths", "b_lengths"), strict=True
     ):
@@ -109,7 +109,7 @@ def test_a_shared_batch_written_out() -> None:
         layout="shared",
         pad_id=0,
     )
-    assert batch["block_widths"].tolist() == [3, 2, 3]
+    assert batch["block_widths"] == (3, 2, 3)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 0, 0], [7, 8, 0, 9, 0, 10, 11, 12]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 3, 3], [0, 1, 1, 2, 2, 2, 3, 4]]
     # Row 0: token 3 (in the prefix) for a only, a's 4 and 5, b's 6. Row 1: a's 9; b's first token is not scored.

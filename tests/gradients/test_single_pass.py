@@ -17,7 +17,7 @@ from paretune.gradients import GradientStack, RowLayers, trainable_parameters
 from paretune.losses import LogProbs, batch_losses
 from paretune.objectives import Objective
 from paretune.policy.logprobs import Scorer, prepare_scorer, response_logprobs
-from paretune.training.step import differentiate
+from paretune.training.step import differentiate, differentiate_each
 from tests.comparisons_made import made_comparisons
 from tests.models_made import VOCABULARY, make_model
 from tests.plain_gradients import BETA, made_reference, plain_gradients
@@ -56,8 +56,10 @@ def ours(
                 scores.logp_a, scores.logp_b, ref_a[part], ref_b[part], batch["a_tokens"], batch["b_tokens"]
             )
             losses = batch_losses(objs, BETA, logps, batch["preferences"])
-            slopes = [s / counts[:, None] for s in (losses.slopes_a, losses.slopes_b)]
-            passes.append(differentiate(scores, *slopes, stack, layers))
+            if layers is None:
+                differentiate_each(scores, losses.over(counts), stack)
+            else:
+                passes.append(differentiate(scores, losses.over(counts), stack, layers))
     finally:
         if layers is not None:
             layers.restore()
@@ -216,7 +218,7 @@ def test_autocast_is_handled_inside() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         single, _ = ours(model, rows, objs, scorer, [5])
         each, _ = ours(model, rows, objs, scorer, [5], one_pass=False)
-    assert all(buffer.dtype == torch.float32 for buffer in single.buffers.values())
+    assert all(single.buffer(name).dtype == torch.float32 for name in single.parameters)
     assert error(each, truth) > 1e-4 and error(single, truth) <= 1.5 * error(each, truth)
 
 

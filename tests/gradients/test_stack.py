@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paretune.combine import raco
-from paretune.gradients import GradientStack
+from paretune.gradients import GradientStack, joined
 
 
 def made_stack(sizes: list[int], m: int, dtype: torch.dtype = torch.float32) -> GradientStack:
@@ -74,18 +74,46 @@ def test_only_near_dependent_gradients_cost_a_second_gram(monkeypatch: pytest.Mo
 
 
 def test_writing_the_combination() -> None:
-    stack = made_stack([6, 4], 2)
-    stack.parameters["unreached"] = nn.Parameter(torch.zeros(3))
-    stack.parameters["p0"].data = torch.zeros(2, 3)
-    stack.write_grad(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    parameters = {name: nn.Parameter(torch.zeros(shape)) for name, shape in {"p0": (2, 3), "p1": (4,), "un": 3}.items()}
+    stack = GradientStack(parameters, 2)
     for name in ("p0", "p1"):
-        grad = stack.parameters[name].grad
-        assert grad is not None
-        torch.testing.assert_close(grad.flatten(), 2 * stack.buffer(name)[0] - stack.buffer(name)[1])
-    assert stack.parameters["p0"].grad is not None and stack.parameters["p0"].grad.shape == (2, 3)
-    assert stack.parameters["unreached"].grad is None
+        stack.buffer(name).normal_()
+    wanted = {name: 2 * stack.buffer(name)[0] - stack.buffer(name)[1] for name in ("p0", "p1")}
+    stack.write_grad(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    for name, update in wanted.items():
+        grad = parameters[name].grad
+        assert grad is not None and grad.shape == parameters[name].shape
+        torch.testing.assert_close(grad.flatten(), update)
+    assert parameters["un"].grad is None
     stack.zero_()
     assert stack.gram().abs().max() == 0
+
+
+def test_a_new_step_forgets_what_only_the_last_one_reached() -> None:
+    stack = made_stack([8, 8], 2)
+    stack.zero_()
+    stack.add("p0", 1, torch.ones(8))
+    assert stack.gram().tolist() == [[0.0, 0.0], [0.0, 8.0]]
+    stack.write_grad(torch.ones(2))
+    assert stack.parameters["p1"].grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_mixed_into_the_stack(dtype: torch.dtype) -> None:
+    stack = GradientStack({"p": nn.Parameter(torch.zeros(5, 7))}, 3, dtype=dtype)
+    slopes, rows = torch.randn(3, 6), torch.randn(6, 35)
+    stack.add_rows("p", [(slopes[:, :4], rows[:4]), (slopes[:, 4:], rows[4:])])
+    stack.add_rows("p", [(slopes, rows)])
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(stack.buffer("p").float(), 2 * slopes @ rows, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_stacks_join() -> None:
+    first, second = made_stack([5, 9], 2), made_stack([5, 9], 3)
+    second.zero_()
+    second.add("p0", 2, torch.ones(5))
+    g = torch.cat([whole(first), whole(second)])
+    torch.testing.assert_close(joined([first, second]).gram(), g @ g.T, rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_parameters_get_float32_buffers_and_their_own_dtype_back() -> None:

@@ -33,7 +33,7 @@ class Entry(NamedTuple):
     b: bool
 
 
-def collate(rows: Sequence[dict[str, Any]], *, layout: Layout, pad_id: int) -> dict[str, Tensor]:
+def collate(rows: Sequence[dict[str, Any]], *, layout: Layout, pad_id: int) -> dict[str, Any]:
     """Pads N tokenized comparisons to the longest of the batch.
 
     Args:
@@ -44,8 +44,9 @@ def collate(rows: Sequence[dict[str, Any]], *, layout: Layout, pad_id: int) -> d
     Returns:
         Both layouts: input_ids, position_ids (R, T) int64; score_positions, score_targets (R, K) int64; score_a,
         score_b (R, K) bool; preferences (N, m) float64, NaN = missing; index, a_tokens, b_tokens (N,) int64, the latter
-        two in scored tokens. Flat adds attention_mask (R, T) int64; shared adds block_widths (3,) = P, A, B and
-        prefix_lengths, a_lengths, b_lengths (R,) int64.
+        two in scored tokens. Flat adds attention_mask (R, T) int64; shared adds prefix_lengths, a_lengths, b_lengths
+        (R,) int64. And plain numbers, known before the batch moves to a device, so that nobody has to wait for one:
+        real_tokens, those that are not padding; shared adds block_widths = (P, A, B) and shortest_prefix.
 
     Raises:
         InputError: no rows, an empty part, or a side without a scored token.
@@ -60,12 +61,24 @@ def collate(rows: Sequence[dict[str, Any]], *, layout: Layout, pad_id: int) -> d
         batch, entries = _flat(rows, pad_id)
     else:
         raise InputError("unknown layout", expected="'shared' or 'flat'", found=layout)
+    batch["real_tokens"] = _real_tokens(batch)
     batch.update(_scores(entries))
     batch["preferences"] = torch.tensor([list(row["preferences"]) for row in rows], dtype=torch.float64)
     batch["index"] = _integers([row["index"] for row in rows])
     batch["a_tokens"] = _integers([_length(row, "a") - row["a_start"] for row in rows])
     batch["b_tokens"] = _integers([_length(row, "b") - row["b_start"] for row in rows])
     return batch
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors there; numbers stay as they are."""
+    return {name: part.to(device) if isinstance(part, Tensor) else part for name, part in batch.items()}
+
+
+def _real_tokens(batch: dict[str, Any]) -> int:
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    return int(sum(batch[key].sum() for key in ("prefix_lengths", "a_lengths", "b_lengths")))
 
 
 def _check(row: dict[str, Any]) -> None:
@@ -95,7 +108,7 @@ def _padded(sequences: Sequence[Sequence[int]], pad: int) -> Tensor:
     return _integers([[*sequence, *[pad] * (width - len(sequence))] for sequence in sequences])
 
 
-def _shared(rows: Sequence[dict[str, Any]], pad_id: int) -> tuple[dict[str, Tensor], list[list[Entry]]]:
+def _shared(rows: Sequence[dict[str, Any]], pad_id: int) -> tuple[dict[str, Any], list[list[Entry]]]:
     parts = [_padded([row[name] for row in rows], pad_id) for name in ("prefix_ids", "a_ids", "b_ids")]
     width_p, width_a, width_b = (part.shape[1] for part in parts)
     prefix_lengths = _integers([len(row["prefix_ids"]) for row in rows])
@@ -111,10 +124,11 @@ def _shared(rows: Sequence[dict[str, Any]], pad_id: int) -> tuple[dict[str, Tens
         ],
         dim=1,
     )
-    batch = {
+    batch: dict[str, Any] = {
         "input_ids": torch.cat(parts, dim=1),
         "position_ids": position_ids,
-        "block_widths": _integers([width_p, width_a, width_b]),
+        "block_widths": (width_p, width_a, width_b),
+        "shortest_prefix": int(prefix_lengths.min()),
         "prefix_lengths": prefix_lengths,
         "a_lengths": a_lengths,
         "b_lengths": b_lengths,
@@ -139,7 +153,7 @@ def _shared_entries(row: dict[str, Any], width_p: int, width_a: int) -> list[Ent
     return entries
 
 
-def _flat(rows: Sequence[dict[str, Any]], pad_id: int) -> tuple[dict[str, Tensor], list[list[Entry]]]:
+def _flat(rows: Sequence[dict[str, Any]], pad_id: int) -> tuple[dict[str, Any], list[list[Entry]]]:
     sides = [(row, side) for side in ("a", "b") for row in rows]
     sequences = [[*row["prefix_ids"], *row[f"{side}_ids"]] for row, side in sides]
     input_ids = _padded(sequences, pad_id)

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from paretune.comparisons.batches import collate
-from paretune.losses import LogProbs, batch_losses, sides
+from paretune.comparisons.batches import collate, to_device
+from paretune.losses import LogProbs, batch_losses
 from paretune.objectives import Objective
 from paretune.policy.logprobs import Scorer, response_logprobs
 from paretune.policy.reference import Reference, frozen, reference_logprobs
@@ -78,7 +77,7 @@ def evaluate_margins(
     with frozen(model):
         for start in range(0, len(order), batch_size):
             rows = [data[int(i)] for i in order[start : start + batch_size]]
-            batch = {k: v.to(device) for k, v in collate(rows, layout=scorer.layout, pad_id=pad_id).items()}
+            batch = to_device(collate(rows, layout=scorer.layout, pad_id=pad_id), device)
             parts.append([value.cpu().numpy() for value in _score(model, scorer, reference, batch, objectives, beta)])
     columns = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
     back = np.argsort(order, kind="stable")
@@ -89,7 +88,7 @@ def _score(
     model: nn.Module,
     scorer: Scorer,
     reference: Reference,
-    batch: dict[str, Tensor],
+    batch: dict[str, Any],
     objectives: Sequence[Objective],
     beta: float,
 ) -> list[Tensor]:
@@ -98,10 +97,8 @@ def _score(
     ref_a, ref_b = (None, None) if ref is None else (ref[0].double(), ref[1].double())
     logps = LogProbs(scores.logp_a.double(), scores.logp_b.double(), ref_a, ref_b, batch["a_tokens"], batch["b_tokens"])
     losses = batch_losses(objectives, beta, logps, batch["preferences"])
-    rewards = [[(o.beta or beta) * side for side in sides(o, logps)] for o in objectives]
-    reward_a, reward_b = (torch.stack(column) for column in zip(*rewards, strict=True))
     tokens = [batch["a_tokens"], batch["b_tokens"]]
-    return [losses.values, reward_a, reward_b, batch["preferences"].T, *tokens, batch["index"]]
+    return [losses.values, losses.reward_a, losses.reward_b, batch["preferences"].T, *tokens, batch["index"]]
 
 
 # ---- figures ----

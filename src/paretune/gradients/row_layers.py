@@ -15,14 +15,15 @@ would then want its (batch-summed) gradient too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paretune.gradients.stack import GradientStack, trainable_parameters
+from paretune.gradients.stack import trainable_parameters
 
 # Bytes of per-row weight gradients that exist at once; more rows than fit are taken in turns.
 _TRANSIENT = 1 << 28
@@ -32,36 +33,85 @@ class RowAxisLost(RuntimeError):  # noqa: N818 (says what happened to the axis)
     """A layer saw an input whose first axis is not the batch's rows (tokens regrouped by expert, say)."""
 
 
+class Receiver(Protocol):
+    """What takes the rows' gradients: a `GradientStack`, which keeps them, or `LayerGrams`, which does not."""
+
+    objectives: int
+
+    def add_rows(self, name: str, parts: Iterable[tuple[Tensor, Tensor]]) -> None: ...
+
+    def add_tokens(self, name: str, slopes_MR: Tensor, ids_RT: Tensor, grad_RTD: Tensor) -> None: ...
+
+
 class Pass:
-    """The backward pass under way: which rows, with which slopes, into which stack. None outside of one."""
+    """The backward pass under way: which rows, with which slopes, for whom. Between passes there is no receiver.
+
+    `calls` counts how often the forward passes since the last `forget` used each parameter, recomputation by gradient
+    checkpointing not counted: as many contributions will come.
+    """
 
     def __init__(self) -> None:
-        self.slopes: Tensor | None = None
-        self.stack: GradientStack | None = None
+        self.receiver: Receiver | None = None
+        self.calls: Counter[str] = Counter()
+        self._slopes: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._first = torch.zeros(0)
+        self._anchors: dict[torch.device, Tensor] = {}
+
+    def begin(self, slopes_MR: Tensor, receiver: Receiver) -> None:
+        """Opens a pass."""
+        self._first, self._slopes, self.receiver = slopes_MR, {}, receiver
+
+    def end(self, *, last: bool) -> None:
+        """Closes it; `last` where the graph is gone with it."""
+        self._slopes, self.receiver = {}, None
+        if last:
+            self.calls.clear()
+
+    def anchor(self, device: torch.device) -> Tensor:
+        """Something that requires a gradient, so that a layer whose input needs none still gets its backward call."""
+        if device not in self._anchors:
+            self._anchors[device] = torch.zeros((), device=device, requires_grad=True)
+        return self._anchors[device]
+
+    def slopes(self, like: Tensor) -> Tensor:
+        """The slopes (m, R) on the tensor's device and in its dtype, converted once a pass."""
+        kind = (like.device, like.dtype)
+        if kind not in self._slopes:
+            self._slopes[kind] = self._first.to(like)
+        return self._slopes[kind]
 
     def add(self, name: str, rows_RP: Callable[[slice], Tensor], rows: int, row_bytes: int) -> None:
-        """Adds the rows' gradients of one parameter, as many rows at once as `_TRANSIENT` allows."""
-        slopes, stack = self.active(rows)
+        """Hands over the rows' gradients of one parameter, as many rows at once as `_TRANSIENT` allows."""
         step = max(1, _TRANSIENT // max(1, row_bytes))
-        for start in range(0, rows, step):
-            part = slice(start, min(start + step, rows))
-            stack.add_rows(name, slopes[:, part], rows_RP(part))
+        parts = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+        formed = ((part, rows_RP(part)) for part in parts)
+        self.active(rows).add_rows(name, ((self.slopes(grads)[:, part], grads) for part, grads in formed))
 
-    def active(self, rows: int) -> tuple[Tensor, GradientStack]:
-        """The slopes (m, R) and the stack.
+    def active(self, rows: int) -> Receiver:
+        """The receiver.
 
         Raises:
             RuntimeError: a plain backward pass went through a layer that only `single_pass` may differentiate.
             RowAxisLost: the layer's input does not have one entry per row on its first axis.
         """
-        if self.slopes is None or self.stack is None:
+        if self.receiver is None:
             raise RuntimeError(
                 "backward() went through layers prepared for single_pass, which would lose their gradients; "
                 "call single_pass, or RowLayers.restore() first"
             )
-        if rows != self.slopes.shape[1]:
-            raise RowAxisLost(f"a layer saw {rows} rows where the batch has {self.slopes.shape[1]}")
-        return self.slopes, self.stack
+        if rows != self._first.shape[1]:
+            raise RowAxisLost(f"a layer saw {rows} rows where the batch has {self._first.shape[1]}")
+        return self.receiver
+
+
+def _row_products(left_RTO: Tensor, right_RTI: Tensor) -> Tensor:
+    """(R, O * I) sums over T of outer products, float32 at least: the rows are mixed in the precision of their sum."""
+    if left_RTO.device.type == "cuda" and left_RTO.dtype != torch.float32 and hasattr(torch.ops.aten.bmm, "dtype"):
+        wide = torch.promote_types(left_RTO.dtype, torch.float32)
+        if wide != left_RTO.dtype:  # the tensor cores sum in float32 anyway: no rounding in between, no second kernel
+            return torch.bmm(left_RTO.mT, right_RTI, out_dtype=wide).flatten(1)
+    product = torch.bmm(left_RTO.mT, right_RTI).flatten(1)
+    return product.to(torch.promote_types(product.dtype, torch.float32))
 
 
 class _Linear(torch.autograd.Function):
@@ -83,10 +133,8 @@ class _Linear(torch.autograd.Function):
         x_RTI, grad_RTO = x.reshape(rows, -1, x.shape[-1]), grad.reshape(rows, -1, grad.shape[-1])
         left, right = (x_RTI, grad_RTO) if transposed else (grad_RTO, x_RTI)
         if weight_name:
-            # buffers are float32: row gradients are mixed there, in the precision of the sum over rows
             size = weight.numel() * (4 + x.element_size())
-            current: Pass = ctx.current
-            current.add(weight_name, lambda r: torch.bmm(left[r].mT, right[r]).flatten(1), rows, size)
+            ctx.current.add(weight_name, lambda r: _row_products(left[r], right[r]), rows, size)
         if bias_name:
             ctx.current.add(
                 bias_name,
@@ -98,28 +146,25 @@ class _Linear(torch.autograd.Function):
 
 
 class _Embedding(torch.autograd.Function):
-    """Rows of a table; per-row gradients are sparse, so each row's are summed straight into the m gradients."""
+    """Entries of a table; a row's gradient is sparse and never formed: its signal goes straight to the receiver."""
 
     @staticmethod
     def forward(
         ctx: Any, anchor: Tensor, ids: Tensor, weight: Tensor, padding: int | None, name: str, current: Pass
     ) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.name, ctx.current, ctx.padding, ctx.shape = name, current, padding, weight.shape
+        ctx.name, ctx.current, ctx.padding = name, current, padding
         return F.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (ids,) = ctx.saved_tensors
-        slopes, stack = ctx.current.active(ids.shape[0])
-        tables = stack.buffer(ctx.name).view(-1, *ctx.shape)
-        # never formed per row, which would be R tables: each objective's is summed from its scaled signal directly
-        grad_RTD = grad.reshape(ids.shape[0], -1, grad.shape[-1]).to(tables.dtype)
+        rows = ids.shape[0]
+        grad_RTD = grad.reshape(rows, -1, grad.shape[-1]).to(torch.promote_types(grad.dtype, torch.float32))
         if ctx.padding is not None:
-            grad_RTD = grad_RTD.masked_fill((ids.reshape(ids.shape[0], -1, 1) == ctx.padding), 0.0)
-        for table, slope in zip(tables, slopes.to(tables), strict=True):
-            mixed = (grad_RTD * slope[:, None, None]).flatten(0, 1)
-            table.index_add_(0, ids.flatten(), mixed)
+            grad_RTD = grad_RTD.masked_fill((ids.reshape(rows, -1, 1) == ctx.padding), 0.0)
+        receiver = ctx.current.active(rows)
+        receiver.add_tokens(ctx.name, ctx.current.slopes(grad_RTD), ids.reshape(rows, -1), grad_RTD)
         return None, None, None, None, None, None
 
 
@@ -133,7 +178,8 @@ class _RowCopies(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        ctx.current.add(ctx.name, lambda r: grad[r].flatten(1), grad.shape[0], grad[0].numel() * 4)
+        wide = grad.flatten(1).to(torch.promote_types(grad.dtype, torch.float32))
+        ctx.current.add(ctx.name, lambda r: wide[r], len(wide), wide.shape[1] * 4)
         return None, None, None, None, None
 
 
@@ -190,14 +236,13 @@ def _row_forward(module: nn.Module, own: dict[str, str], current: Pass) -> Calla
         return None
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return rows(x) if torch.is_grad_enabled() and not (args or kwargs) else original(x, *args, **kwargs)
+        if not torch.is_grad_enabled() or args or kwargs:
+            return original(x, *args, **kwargs)
+        if current.receiver is None:  # else gradient checkpointing recomputes what was counted
+            current.calls.update(own.values())
+        return rows(x)
 
     return forward
-
-
-def _anchor(like: Tensor) -> Tensor:
-    """Something that requires a gradient, so that a layer whose input needs none still gets its backward call."""
-    return torch.zeros((), device=like.device, requires_grad=True)
 
 
 def _cast(x: Tensor, *values: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -216,7 +261,7 @@ def _linear(module: Any, own: dict[str, str], current: Pass, *, transposed: bool
         bias = None if module.bias is None else module.bias.detach()
         x, weight, bias = _cast(x, weight.mT if transposed else weight, bias)  # type: ignore[assignment]
         with torch.autocast(x.device.type, enabled=False):
-            return _Linear.apply(x, _anchor(x), weight, bias, names, current)
+            return _Linear.apply(x, current.anchor(x.device), weight, bias, names, current)
 
     return forward
 
@@ -224,7 +269,7 @@ def _linear(module: Any, own: dict[str, str], current: Pass, *, transposed: bool
 def _embedding(module: Any, name: str, current: Pass) -> Callable[[Tensor], Tensor]:
     def forward(ids: Tensor) -> Tensor:
         weight = module.weight.detach()
-        out = _Embedding.apply(_anchor(weight), ids, weight, module.padding_idx, name, current)
+        out = _Embedding.apply(current.anchor(weight.device), ids, weight, module.padding_idx, name, current)
         scale = getattr(module, "embed_scale", None)  # Gemma's embeddings multiply by it in a forward of their own
         return out if scale is None else out * torch.as_tensor(scale).to(weight)
 
@@ -238,7 +283,7 @@ def _norm(module: nn.Module, own: dict[str, str], current: Pass) -> Callable[[Te
             value = parameter.detach()
             if key in own:
                 shape = (x.shape[0], *(1,) * (x.ndim - 2), value.shape[0])
-                value = _RowCopies.apply(_anchor(x), value, shape, own[key], current)
+                value = _RowCopies.apply(current.anchor(x.device), value, shape, own[key], current)
             values[key] = value
         if isinstance(module, nn.LayerNorm):  # its kernel takes no weight per row
             normed = F.layer_norm(x, module.normalized_shape, None, None, module.eps)

@@ -1,53 +1,86 @@
 """The m gradients of m objectives: accumulated over micro-batches, summed over ranks, reduced to a Gram matrix.
 
-Suffixes: M objectives, P elements of one parameter.
+Suffixes: M objectives, P elements of one parameter, R rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# Columns of a block of the Gram: float32 within it (the matrix kernels' own sums), float64 across. A kernel adds a
-# block's products one after the other, so its error grows with it: 7e-6 of the norms at 2^18 columns, 2e-8 at 2^12.
-_BLOCK = 1 << 12
+from paretune.gradients.gram import add_mixed, add_scattered, block_gram, needs_float64
 
-# A Gram whose smallest eigenvalue is below this share of its trace is taken in float64: ties between objectives are
-# told at 1e-10 of the trace (`combine.raco`, tau squared), far below what float32 products leave.
-_DEPENDENT = 1e-5
+# Elements between the starts of parameters are a multiple of this, so that each starts on a cache line.
+_ALIGN = 16
+# Columns that are combined at once into the update.
+_CHUNK = 1 << 22
 
 
 class GradientStack:
-    """One buffer (m, *shape) per trainable parameter, keyed by its name.
+    """m gradients of each trainable parameter, (m, P) by its name, all of one dtype in one long buffer.
 
-    Buffers are float32 (float64 for float64 parameters) whatever the parameter's dtype: m gradients that nearly cancel
-    are summed in here. They are made when first written and kept, so memory is steady from the second step on.
+    One buffer makes zeroing, the Gram, the reduction over ranks and the update a few large operations, however many
+    adapters there are. Gradients that nearly cancel are summed here, so it is float32 (float64 for float64 parameters)
+    whatever the parameters' dtype, unless asked otherwise. It is made when first written and kept; `zero_` only notes
+    that what it holds is stale.
 
     Args:
         parameters: name -> trainable parameter. A tied parameter appears once.
         objectives: m.
+        dtype: bfloat16 halves the memory, for gradients that carry three digits.
+        device: where the m gradients are kept; None is where each parameter is.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], objectives: int):
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        objectives: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ):
         self.parameters = dict(parameters)
         self.objectives = objectives
-        self.buffers: dict[str, Tensor] = {}
+        self._kinds: dict[str, tuple[torch.device, torch.dtype]] = {}
+        self._starts: dict[str, int] = {}
+        self._sizes: dict[tuple[torch.device, torch.dtype], int] = {}
+        for name, parameter in self.parameters.items():
+            wide = dtype if parameter.dtype != torch.float64 else torch.float64
+            kind = self._kinds[name] = (device or parameter.device, wide)
+            self._starts[name] = self._sizes.get(kind, 0)
+            self._sizes[kind] = self._starts[name] + -(-parameter.numel() // _ALIGN) * _ALIGN
+        self._whole: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._written: set[str] = set()
+
+    def _view(self, name: str) -> Tensor:
+        kind, start = self._kinds[name], self._starts[name]
+        if kind not in self._whole:
+            on_host = kind[0].type == "cpu" and self.parameters[name].device.type == "cuda"
+            self._whole[kind] = torch.zeros(
+                self.objectives, self._sizes[kind], device=kind[0], dtype=kind[1], pin_memory=on_host
+            )
+        return self._whole[kind][:, start : start + self.parameters[name].numel()]
 
     def buffer(self, name: str) -> Tensor:
-        """The (m, P) view of one parameter's m gradients."""
-        if name not in self.buffers:
-            parameter = self.parameters[name]
-            dtype = torch.promote_types(parameter.dtype, torch.float32)
-            self.buffers[name] = torch.zeros(self.objectives, parameter.numel(), dtype=dtype, device=parameter.device)
-        return self.buffers[name]
+        """The (m, P) view of one parameter's m gradients, zeros where nothing was added yet."""
+        view = self._view(name)
+        if name not in self._written:
+            view.zero_()
+            self._written.add(name)
+        return view
 
-    def add_rows(self, name: str, slopes_MR: Tensor, rows_RP: Tensor) -> None:
-        """Adds each row's gradient (R, P) to every objective, mixed with its slopes (m, R)."""
-        buffer = self.buffer(name)
-        buffer.addmm_(slopes_MR.to(buffer), rows_RP.to(buffer.dtype))
+    def add_rows(self, name: str, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Adds rows' gradients of one parameter, mixed with their slopes: parts of (slopes (m, R), rows (R, P))."""
+        add_mixed(self._view(name), parts, fresh=name not in self._written)
+        self._written.add(name)
+
+    def add_tokens(self, name: str, slopes_MR: Tensor, ids_RT: Tensor, grad_RTD: Tensor) -> None:
+        """Adds the gradient of an embedding table, given by the signal at every position."""
+        add_scattered(self._view(name), slopes_MR, ids_RT, grad_RTD, fresh=name not in self._written)
+        self._written.add(name)
 
     def add(self, name: str, objective: int, gradient: Tensor) -> None:
         """Adds one objective's gradient of one parameter."""
@@ -55,53 +88,73 @@ class GradientStack:
 
     def zero_(self) -> None:
         """Starts a new optimizer step."""
-        for buffer in self.buffers.values():
-            buffer.zero_()
+        self._written.clear()
 
     def reduce(self) -> None:
-        """Sums the stack over ranks; without a process group this is the identity.
+        """Sums the stack over ranks, in one reduction; without a process group this is the identity.
 
         Losses are already divided by *global* label counts, so the sum is the global mean's gradient. The Gram must be
         taken after this: a sum of the ranks' Grams is not the Gram of the sum.
         """
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            for name in self.parameters:  # the same order on every rank, also where one rank wrote nothing
-                dist.all_reduce(self.buffer(name))
+            for name in self.parameters:  # also what this rank did not reach: every rank must take part with all of it
+                self.buffer(name)
+            for whole in self._whole.values():
+                dist.all_reduce(whole)
+
+    def _settle(self) -> list[Tensor]:
+        """The long buffers, with zeros where nothing was added since `zero_`."""
+        if not self._written:
+            return []
+        for name in self.parameters.keys() - self._written:
+            self._view(name).zero_()
+        return list(self._whole.values())
 
     def gram(self, *, exact: bool = False) -> Tensor:
         """The Gram matrix (m, m) float64 on the CPU: <g_i, g_j>, float32 within blocks and float64 across them.
 
         Where gradients nearly depend on one another (equal or opposed objectives), how they differ is told by the last
-        digits of the Gram, which float32 products do not have: then it is taken once more in float64.
+        digits of the Gram, which float32 products do not have: then it is taken once more in float64. Reading it waits
+        for the device, the only time in a step.
 
         Args:
             exact: float64 throughout, the oracle of the former; several times slower on a CPU.
         """
+        if any(kind[0].type == "cpu" for kind in self._whole) and torch.cuda.is_available():
+            torch.cuda.synchronize()  # copies to the host under way
         total = torch.zeros(self.objectives, self.objectives, dtype=torch.float64)
-        for buffer in self.buffers.values():
-            sums = torch.zeros(self.objectives, self.objectives, dtype=torch.float64, device=buffer.device)
-            whole = buffer.shape[1] // _BLOCK * _BLOCK
-            blocks_BMK = buffer[:, :whole].unflatten(1, (-1, _BLOCK)).transpose(0, 1)
-            for blocks in (*blocks_BMK.split(64), buffer[None, :, whole:]):
-                blocks = blocks.double() if exact else blocks
-                sums += (blocks @ blocks.mT).sum(0, dtype=torch.float64)
-            total += sums.cpu()
+        for whole in self._settle():
+            total += block_gram(whole, exact=exact).cpu()
         total = (total + total.T) / 2
-        if not exact and bool(total.isfinite().all()):
-            smallest = torch.linalg.eigvalsh(total)[0]
-            if smallest < _DEPENDENT * total.trace():
-                return self.gram(exact=True)
-        return total
+        return self.gram(exact=True) if not exact and needs_float64(total) else total
 
     def write_grad(self, coefficients: Tensor) -> None:
-        """Writes sum_i coefficients[i] g_i into every parameter's `.grad`; parameters no objective reached get None."""
+        """Makes sum_i coefficients[i] g_i every parameter's `.grad`; parameters no objective reached get None.
+
+        The first of the m gradients is overwritten by the sum, which `.grad` then is, so the update needs no memory of
+        its own: call `zero_` next.
+        """
+        for whole in self._settle():
+            mix = coefficients.to(device=whole.device, dtype=torch.promote_types(whole.dtype, torch.float32))
+            for part in whole.split(_CHUNK, dim=1):
+                part[0] = mix @ part.to(mix.dtype)
         for name, parameter in self.parameters.items():
-            if name in self.buffers:
-                buffer = self.buffers[name]
-                update = coefficients.to(buffer) @ buffer
-                parameter.grad = update.view_as(parameter).to(parameter.dtype)
+            if name in self._written:
+                parameter.grad = self._view(name)[0].view_as(parameter).to(parameter)
             else:
                 parameter.grad = None
+
+
+def joined(stacks: list[GradientStack]) -> GradientStack:
+    """One stack of all the stacks' gradients, in their order, which are handed over."""
+    first = stacks[0]
+    whole = GradientStack(first.parameters, sum(stack.objectives for stack in stacks))
+    whole._written = set().union(*(stack._written for stack in stacks))
+    for stack in stacks:
+        for name in stack.parameters:
+            stack.buffer(name)
+    whole._whole = {kind: torch.cat([stack._whole[kind] for stack in stacks]) for kind in first._sizes}
+    return whole
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

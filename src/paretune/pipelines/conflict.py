@@ -27,10 +27,10 @@ from transformers import PreTrainedTokenizerBase
 
 from paretune.combine.labelled import combine_labelled
 from paretune.combine.raco import raco
-from paretune.comparisons.batches import collate
+from paretune.comparisons.batches import collate, to_device
 from paretune.comparisons.tokens import pad_id
 from paretune.errors import InputError
-from paretune.gradients import GradientStack, RowLayers, trainable_parameters
+from paretune.gradients import GradientStack, RowLayers, joined, trainable_parameters
 from paretune.losses import batch_losses, check_losses, is_reference_free
 from paretune.objectives import Objective, normalize_weights
 from paretune.policy.eligibility import made_batch
@@ -39,7 +39,7 @@ from paretune.policy.logprobs import prepare_scorer
 from paretune.policy.reference import Reference, choose_reference
 from paretune.training.checks import check_tokens, check_weights
 from paretune.training.sampler import stratified_order
-from paretune.training.step import differentiate, log_probs, single_pass_reason
+from paretune.training.step import differentiate, differentiate_each, log_probs, single_pass_reason
 
 # Degrees between RACO's update and linear weighting's. At 3 the two differ by a twentieth of their length, at 8 by a
 # seventh; the most there can be is asin(c), 24 at c = 0.4.
@@ -139,7 +139,7 @@ def measure_conflict(
         scorer = prepare_scorer(policy)
         needed = not all(is_reference_free(o) for o in objectives)
         reference, said = choose_reference(policy, None, scorer, needed=needed)
-        made = {k: v.to(device) for k, v in made_batch(policy, scorer.layout).items()}
+        made = made_batch(policy, scorer.layout)
         policy.train()
         reason = single_pass_reason(policy, lambda: log_probs(policy, scorer, Reference("none"), made)[0])
         layers = RowLayers(policy) if reason is None else None
@@ -148,10 +148,13 @@ def measure_conflict(
             start = time.perf_counter()
             stacks.append(GradientStack(trainable_parameters(policy), len(objectives)))
             batch = collate(batch_rows, layout=scorer.layout, pad_id=pad_id(tokenizer))
-            batch = {k: v.to(device) for k, v in batch.items()}
+            batch = to_device(batch, device)
             scores, logps = log_probs(policy, scorer, reference, batch)
             losses = batch_losses(objectives, beta, logps, batch["preferences"])
-            differentiate(scores, losses.slopes_a, losses.slopes_b, stacks[-1], layers)
+            if layers is None:
+                differentiate_each(scores, losses, stacks[-1])
+            else:
+                differentiate(scores, losses, stacks[-1], layers)
             labels.append(losses.labelled.sum(1).cpu().double())  # waits for the device
             seconds.append(time.perf_counter() - start)
     if layers is not None:
@@ -187,13 +190,9 @@ def _drawn(rows: Dataset, objectives: Sequence[Objective], k: int, size: int, se
 
 
 def _joint_gram(stacks: list[GradientStack]) -> Tensor:
-    """(K, M, K, M) float64: products of every batch's summed gradients with every other's. Empties the stacks."""
+    """(K, M, K, M) float64: products of every batch's summed gradients with every other's."""
     k, m = len(stacks), stacks[0].objectives
-    joint = GradientStack(stacks[0].parameters, k * m)
-    for name in joint.parameters:
-        if name in stacks[0].buffers:
-            joint.buffers[name] = torch.cat([stack.buffers.pop(name) for stack in stacks])
-    return joint.gram().view(k, m, k, m)
+    return joined(stacks).gram().view(k, m, k, m)
 
 
 def judge(gram_KMKM: Tensor, labels_KM: Tensor, objectives: Sequence[Objective], *, c: float, rows: int) -> Conflict:

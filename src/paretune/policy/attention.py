@@ -49,13 +49,12 @@ class Blocks:
     masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
 
-def blocks_of(batch: dict[str, Tensor]) -> Blocks:
+def blocks_of(batch: dict[str, Any]) -> Blocks:
     """The `paretune_blocks` of a shared batch."""
-    width_p, width_a, width_b = batch["block_widths"].tolist()
-    return Blocks((width_p, width_a, width_b), batch["prefix_lengths"], int(batch["prefix_lengths"].min()))
+    return Blocks(batch["block_widths"], batch["prefix_lengths"], batch["shortest_prefix"])
 
 
-def shared_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
+def shared_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     """Keywords for a model's forward on a shared batch."""
     rows = batch["input_ids"].shape[0]
     return {
@@ -67,7 +66,7 @@ def shared_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def flat_inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
+def flat_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     """Keywords for a model's forward on a flat batch."""
     return {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask")} | {"use_cache": False}
 

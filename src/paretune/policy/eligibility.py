@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from paretune.comparisons.batches import Layout, collate
+from paretune.comparisons.batches import Layout, collate, to_device
 from paretune.policy.attention import ATTENTION_NAME, base_model, shared_inputs, use_paretune_attention
 
 _LAYERS = {"full_attention", "sliding_attention"}
@@ -83,8 +83,8 @@ def trial_reason(model: nn.Module) -> str | None:
         return "the model's longest sequence leaves no room to check the layout"
     rows = made_rows(base.config.vocab_size, length)
     device = next(base.parameters()).device
-    shared = _moved(collate(rows, layout="shared", pad_id=0), device)
-    flat = _moved(collate(rows, layout="flat", pad_id=0), device)
+    shared = to_device(collate(rows, layout="shared", pad_id=0), device)
+    flat = to_device(collate(rows, layout="flat", pad_id=0), device)
     with evaluating(base), torch.no_grad():
         plain = _hidden(base, flat, flat)
         padded = {name: flat[name] for name in ("input_ids", "position_ids", "attention_mask")}
@@ -156,17 +156,13 @@ def made_rows(vocabulary: int, prefix: int) -> list[dict[str, Any]]:
     ]
 
 
-def made_batch(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
+def made_batch(model: nn.Module, layout: Layout) -> dict[str, Any]:
     """A small batch of made comparisons on the model's device, for checking what it does before it trains."""
     base = base_model(model)
     longest = getattr(base.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     vocabulary = base.config.get_text_config().vocab_size
     batch = collate(made_rows(vocabulary, max(4, min(24, longest - 16))), layout=layout, pad_id=0)
-    return _moved(batch, next(base.parameters()).device)
-
-
-def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return to_device(batch, next(base.parameters()).device)
 
 
 def backbone(base: PreTrainedModel) -> nn.Module:
@@ -174,7 +170,7 @@ def backbone(base: PreTrainedModel) -> nn.Module:
     return getattr(base, base.base_model_prefix)
 
 
-def _hidden(base: PreTrainedModel, inputs: dict[str, Any], batch: dict[str, Tensor]) -> Tensor:
+def _hidden(base: PreTrainedModel, inputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
     """(entries, D) float64: states at the scored entries, side a of all rows first, in an order both layouts share."""
     names = ("input_ids", "position_ids", "attention_mask", "use_cache", "paretune_blocks")
     states = backbone(base)(**{name: inputs[name] for name in names if name in inputs}).last_hidden_state

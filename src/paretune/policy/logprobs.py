@@ -90,7 +90,7 @@ def prepare_scorer(model: nn.Module, layout: str = "auto") -> Scorer:
     return Scorer(chosen, reason is None, tuple(notices))
 
 
-def response_logprobs(model: nn.Module, batch: dict[str, Tensor], scorer: Scorer) -> ResponseLogprobs:
+def response_logprobs(model: nn.Module, batch: dict[str, Any], scorer: Scorer) -> ResponseLogprobs:
     """Log-probabilities of both sides of every comparison; differentiable.
 
     Args:
@@ -107,7 +107,7 @@ def response_logprobs(model: nn.Module, batch: dict[str, Tensor], scorer: Scorer
     return ResponseLogprobs(rows[:count], rows[count:], rows)
 
 
-def token_logprobs(model: nn.Module, batch: dict[str, Tensor], *, own_head: bool) -> Tensor:
+def token_logprobs(model: nn.Module, batch: dict[str, Any], *, own_head: bool) -> Tensor:
     """(R, K) log-probabilities of the scored entries; padding entries hold numbers without meaning."""
     base = base_model(model)
     inputs = shared_inputs(batch) if "block_widths" in batch else flat_inputs(batch)

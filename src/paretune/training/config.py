@@ -14,6 +14,9 @@ from paretune.errors import InputError
 _CHOICES = {
     "layout": ("auto", "shared", "flat"),
     "gradient_mode": ("auto", "single_pass", "per_objective"),
+    "gradient_storage": ("auto", "stack", "two_pass"),
+    "stack_dtype": ("float32", "bfloat16"),
+    "stack_device": ("auto", "cpu"),
     "normalize": ("step", "dataset"),
 }
 
@@ -52,6 +55,15 @@ class RACOConfig(TrainingArguments):
     gradient_mode: str = field(
         default="auto", metadata={"help": "'single_pass' for all objectives, 'per_objective' one each, or 'auto'."}
     )
+    gradient_storage: str = field(
+        default="auto",
+        metadata={
+            "help": "Until they are combined, 'stack' keeps all gradients; 'two_pass' none, for a second backward pass "
+            "and steps of one micro-batch; 'auto' stacks them where they fit."
+        },
+    )
+    stack_dtype: str = field(default="float32", metadata={"help": "Of stacked gradients; 'bfloat16' halves them."})
+    stack_device: str = field(default="auto", metadata={"help": "'cpu' stacks gradients on the host; 'auto' does not."})
     max_length: int | None = field(
         default=2048, metadata={"help": "Tokens of prompt and response; prompts are cut from the left to fit."}
     )
@@ -88,6 +100,12 @@ class RACOConfig(TrainingArguments):
             raise InputError("bad max_length", expected="at least 2 tokens, or null", found=self.max_length)
         if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
             raise InputError("batch sizes must be at least 1")
+        if self.gradient_storage == "two_pass" and self.gradient_accumulation_steps > 1:
+            raise InputError(
+                "two_pass needs all of a step in one micro-batch: it goes backward twice over one forward pass",
+                where=f"gradient_accumulation_steps {self.gradient_accumulation_steps}",
+                fix="Set it to 1 and per_device_train_batch_size to the step, or gradient_storage to stack.",
+            )
         self.remove_unused_columns = False  # the batch is ours, not the model's signature
         super().__post_init__()
 

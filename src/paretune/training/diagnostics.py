@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paretune.combine import Combination
-from paretune.losses import BatchLosses, LogProbs, detached, sides
+from paretune.losses import BatchLosses, LogProbs
 from paretune.objectives import Objective
 
 
@@ -24,40 +24,25 @@ class ComparisonSums:
     "chosen" is the side that the objective prefers, and ties count in the loss only.
     """
 
-    def __init__(self, objectives: Sequence[Objective], beta: float):
-        self.objectives, self.beta = list(objectives), beta
+    def __init__(self, objectives: Sequence[Objective]):
+        self.objectives = list(objectives)
         self.sums: Tensor | None = None  # (m, 7) float64: loss, labels, chosen, rejected, margin, right, decided
         self.logps: Tensor | None = None  # (3,) float64: log pi(a), log pi(b), comparisons
 
     def add(self, logps: LogProbs, losses: BatchLosses, preferences: Tensor) -> None:
-        """Adds one batch of N comparisons; `preferences` is (N, m) with NaN for missing."""
-        rows = []
-        double = detached(logps)
-        for i, objective in enumerate(self.objectives):
-            beta = objective.beta or self.beta
-            reward_a, reward_b = (beta * side for side in sides(objective, double))
-            p = preferences[:, i].double()
-            decided = losses.labelled[i] & (p != 0.5)
-            chosen = torch.where(p > 0.5, reward_a, reward_b)[decided]
-            rejected = torch.where(p > 0.5, reward_b, reward_a)[decided]
-            margin = chosen - rejected
-            rows.append(
-                torch.stack(
-                    [
-                        losses.values[i].sum(),
-                        losses.labelled[i].sum().double(),
-                        chosen.sum(),
-                        rejected.sum(),
-                        margin.sum(),
-                        (margin > 0).sum() + 0.5 * (margin == 0).sum(),  # a policy that is its reference guesses
-                        decided.sum().double(),
-                    ]
-                )
-            )
-        sums = torch.stack(rows)
+        """Adds one batch of N comparisons; `preferences` is (N, m) with NaN for missing. Waits for no device."""
+        p = preferences.T.double()
+        decided = losses.labelled & (p != 0.5)
+        chosen = torch.where(p > 0.5, losses.reward_a, losses.reward_b)
+        rejected = torch.where(p > 0.5, losses.reward_b, losses.reward_a)
+        margin = chosen - rejected
+        right = (margin > 0) + 0.5 * (margin == 0)  # a policy that is its reference guesses
+        counted = [torch.where(decided, values, 0.0) for values in (chosen, rejected, margin, right)]
+        parts = [losses.values, losses.labelled, *counted, decided]
+        sums = torch.stack([part.sum(1, dtype=torch.float64) for part in parts], dim=1)
         used = losses.labelled.any(0)
-        a, b = logps.a.detach().double()[used], logps.b.detach().double()[used]
-        pair = torch.stack([a.sum(), b.sum(), used.sum().double()])
+        parts = [torch.where(used, side.detach().double(), 0.0) for side in (logps.a, logps.b)]
+        pair = torch.stack([part.sum(dtype=torch.float64) for part in (*parts, used)])
         self.sums = sums if self.sums is None else self.sums + sums
         self.logps = pair if self.logps is None else self.logps + pair
 
@@ -66,8 +51,8 @@ class ComparisonSums:
         m = len(self.objectives)
         sums = torch.zeros(m, 7, dtype=torch.float64, device=device) if self.sums is None else self.sums
         logps = torch.zeros(3, dtype=torch.float64, device=device) if self.logps is None else self.logps
-        both = sum_over_ranks(torch.cat([sums.flatten(), logps]))
-        sums, logps = both[:-3].view(m, 7).cpu(), both[-3:].cpu()
+        both = sum_over_ranks(torch.cat([sums.flatten(), logps]), device)
+        sums, logps = both[:-3].view(m, 7), both[-3:]
         metrics: dict[str, float] = {}
         for objective, row in zip(self.objectives, sums.tolist(), strict=True):
             loss, labels, chosen, rejected, margin, right, decided = row
@@ -81,6 +66,11 @@ class ComparisonSums:
         if logps[2]:
             metrics["logps/a"], metrics["logps/b"] = (logps[:2] / logps[2]).tolist()
         return metrics
+
+    def evaluation(self, device: torch.device) -> dict[str, float]:
+        """The metrics with the weighted loss among them; an objective without a label adds nothing to it."""
+        metrics = self.read(device)
+        return {"loss": sum(o.weight * metrics.get(f"loss/{o.name}", 0.0) for o in self.objectives), **metrics}
 
 
 class StepMeans:
@@ -153,9 +143,9 @@ def norm_warning(means: dict[str, float], ratio: float = 3.0) -> str | None:
     )
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum over ranks; the identity without a process group."""
+def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
+    """The sum over ranks, on the CPU; the reduction is done on the device, and nothing without a process group."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        values = values.clone()
+        values = values.to(device, copy=True)
         dist.all_reduce(values)
-    return values
+    return values.cpu()

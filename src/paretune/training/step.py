@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,20 +11,23 @@ from torch import Tensor, nn
 
 from paretune.gradients import (
     GradientStack,
+    LayerGrams,
+    Receiver,
     RowAxisLost,
+    RowBasis,
     RowLayers,
-    common_signal,
     per_objective,
     single_pass,
     trainable_parameters,
 )
-from paretune.losses import LogProbs
+from paretune.losses import BatchLosses, LogProbs, batch_losses
+from paretune.objectives import Objective
 from paretune.policy.logprobs import ResponseLogprobs, Scorer, response_logprobs
 from paretune.policy.reference import Reference, reference_logprobs
 
 
 def log_probs(
-    model: nn.Module, scorer: Scorer, reference: Reference, batch: dict[str, Tensor]
+    model: nn.Module, scorer: Scorer, reference: Reference, batch: dict[str, Any]
 ) -> tuple[ResponseLogprobs, LogProbs]:
     """The policy's response log-probabilities with their graph, and all that the losses need."""
     ref = reference_logprobs(reference, batch)
@@ -32,31 +36,75 @@ def log_probs(
     return scores, LogProbs(scores.logp_a, scores.logp_b, ref_a, ref_b, batch["a_tokens"], batch["b_tokens"])
 
 
+def outputs_and_slopes(scores: ResponseLogprobs, losses: BatchLosses) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each backward pass that the losses take: outputs (R,), one per row, and the objectives' slopes (m, R)."""
+    if scores.rows is not None:  # flat: a response is a row, and any loss of both is one pass
+        yield scores.rows, torch.cat([losses.slopes_a, losses.slopes_b], dim=1)
+    elif losses.shared is not None:
+        yield scores.logp_a + losses.shared * scores.logp_b, losses.slopes_a
+    else:
+        yield scores.logp_a, losses.slopes_a
+        yield scores.logp_b, losses.slopes_b
+
+
 def differentiate(
-    scores: ResponseLogprobs, slopes_a: Tensor, slopes_b: Tensor, stack: GradientStack, layers: RowLayers | None
+    scores: ResponseLogprobs,
+    losses: BatchLosses,
+    stack: Receiver,
+    layers: RowLayers,
+    basis: RowBasis | None = None,
+    *,
+    retain_graph: bool = False,
 ) -> int:
-    """Adds the m gradients of losses with these slopes to the stack; returns how many backward passes it took.
+    """Adds the m gradients of the losses to the stack; returns how many backward passes it took.
 
     Args:
         scores: of N comparisons, with their graph.
-        slopes_a, slopes_b: (M, N) float64, d L_i / d log pi of each side.
+        losses: their losses and slopes, already divided by the counts of the global batch.
         stack: receives the gradients.
-        layers: the model's prepared layers; None takes one backward pass per objective.
+        layers: the model's prepared layers.
+        basis: which gradients are kept; None keeps the objectives' own.
+        retain_graph: keep the graph for another pass.
     """
-    if layers is None:
-        a, b = scores.logp_a.double(), scores.logp_b.double()
-        per_objective(slopes_a @ a + slopes_b @ b, stack)
-        return stack.objectives
-    if scores.rows is not None:  # flat: a response is a row, and any loss of both is one pass
-        single_pass(scores.rows, torch.cat([slopes_a, slopes_b], dim=1), stack, layers)
-        return 1
-    k = common_signal(slopes_a, slopes_b)
-    if k is not None:
-        single_pass(scores.logp_a + k * scores.logp_b, slopes_a, stack, layers)
-        return 1
-    single_pass(scores.logp_a, slopes_a, stack, layers, retain_graph=True)
-    single_pass(scores.logp_b, slopes_b, stack, layers)
-    return 2
+    passes = list(outputs_and_slopes(scores, losses))
+    for i, (outputs, slopes) in enumerate(passes):
+        kept = slopes if basis is None else basis.slopes(slopes)
+        single_pass(outputs, kept, stack, layers, retain_graph=retain_graph or i + 1 < len(passes))
+    return len(passes)
+
+
+def differentiate_each(scores: ResponseLogprobs, losses: BatchLosses, stack: GradientStack) -> None:
+    """The same by one plain backward pass per objective, for models whose layers a single pass cannot serve."""
+    a, b = scores.logp_a.double(), scores.logp_b.double()
+    per_objective(losses.slopes_a @ a + losses.slopes_b @ b, stack)
+
+
+def differentiate_twice(
+    scores: ResponseLogprobs,
+    losses: BatchLosses,
+    stack: GradientStack,
+    layers: RowLayers,
+    combine: Callable[[Tensor], Tensor | None],
+) -> bool:
+    """Two backward passes over one forward: the m gradients' Gram, none of them kept, then the combined gradient.
+
+    Args:
+        scores, losses, layers: as `differentiate`, of the step's only micro-batch, where one pass carries the losses.
+        stack: of one gradient, receives the combined one.
+        combine: the Gram (m, m) to m coefficients; None skips the second pass.
+
+    Returns:
+        Whether the stack was given a gradient.
+    """
+    ((outputs, slopes),) = outputs_and_slopes(scores, losses)
+    basis = RowBasis(len(slopes), len(outputs))
+    grams = LayerGrams(stack.parameters, basis.kept, layers.current.calls)
+    single_pass(outputs, basis.slopes(slopes), grams, layers, retain_graph=True)
+    coefficients = combine(basis.gram(grams.gram()))
+    if coefficients is None:
+        return False
+    single_pass(outputs, (coefficients.to(slopes) @ slopes)[None], stack, layers)
+    return True
 
 
 def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs]) -> str | None:
@@ -77,9 +125,9 @@ def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs]) 
             names = ", ".join(layers.uncovered[:3]) + (", …" if len(layers.uncovered) > 3 else "")
             return f"{len(layers.uncovered)} trained parameters are in layers that are not covered ({names})"
         scores = _with_one_seed(score)
-        slopes = torch.linspace(-1.0, 2.0, len(scores.logp_a), dtype=torch.float64)[None] + 0.1
+        losses = _made_losses(scores)
         stack = GradientStack(parameters, 1)
-        differentiate(scores, slopes.to(scores.logp_a.device), (-slopes).to(scores.logp_a.device), stack, layers)
+        differentiate(scores, losses, stack, layers)
     except RowAxisLost as error:
         return str(error)
     except RuntimeError as error:
@@ -87,11 +135,9 @@ def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs]) 
     finally:
         layers.restore()
     plain = GradientStack(parameters, 1)
-    differentiate(
-        _with_one_seed(score), slopes.to(scores.logp_a.device), (-slopes).to(scores.logp_a.device), plain, None
-    )
+    differentiate_each(_with_one_seed(score), losses, plain)
     wrong = size = 0.0
-    for name in plain.buffers.keys() | stack.buffers.keys():
+    for name in parameters:
         truth = plain.buffer(name).double()
         wrong += float((stack.buffer(name).double() - truth).square().sum())
         size += float(truth.square().sum())
@@ -112,11 +158,12 @@ def _with_one_seed(score: Callable[[], ResponseLogprobs]) -> ResponseLogprobs:
         return score()
 
 
-def real_tokens(batch: dict[str, Tensor]) -> int:
-    """Tokens of a batch without its padding."""
-    if "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
-    return int(sum(batch[key].sum() for key in ("prefix_lengths", "a_lengths", "b_lengths")))
+def _made_losses(scores: ResponseLogprobs) -> BatchLosses:
+    """Losses with a slope of its own for every made comparison."""
+    reference = torch.linspace(-1.0, 2.0, len(scores.logp_a), dtype=torch.float64).to(scores.logp_a.device)
+    one = torch.ones_like(reference)
+    logps = LogProbs(scores.logp_a, scores.logp_b, scores.logp_a.detach() - reference, scores.logp_b.detach(), one, one)
+    return batch_losses([Objective("made", loss="ipo", beta=0.1)], 0.1, logps, one[:, None])
 
 
 def label_shares(labelled: np.ndarray, step: int) -> Tensor:

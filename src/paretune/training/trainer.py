@@ -27,7 +27,7 @@ from paretune.comparisons.batches import collate
 from paretune.comparisons.lengths import batches_by_length, extents, part_lengths, rank_share
 from paretune.comparisons.tokens import pad_id
 from paretune.errors import DivergedError, InputError
-from paretune.gradients import GradientStack, RowLayers, trainable_parameters
+from paretune.gradients import GradientStack, RowBasis, RowLayers, trainable_parameters
 from paretune.losses import batch_losses, check_losses, is_reference_free
 from paretune.objectives import Objective, normalize_weights
 from paretune.policy.eligibility import made_batch
@@ -43,11 +43,13 @@ from paretune.training.record import ConflictBar, HistoryCallback, RunRecord, St
 from paretune.training.sampler import StepDataset, StepLoader, StepSampler, count_labels
 from paretune.training.step import (
     differentiate,
+    differentiate_each,
+    differentiate_twice,
     label_shares,
     log_probs,
-    real_tokens,
     single_pass_reason,
 )
+from paretune.training.storage import decide_storage, step_basis
 
 
 class RACOTrainer(Trainer):
@@ -116,7 +118,8 @@ class RACOTrainer(Trainer):
         self.weights = torch.tensor([o.weight for o in self.objectives], dtype=torch.float64)
         self.stack: GradientStack | None = None
         self.layers: RowLayers | None = None
-        self.comparison_sums, self.step_means = ComparisonSums(self.objectives, args.beta), StepMeans()
+        self.basis = RowBasis(len(self.objectives), len(self.objectives))
+        self.comparison_sums, self.step_means = ComparisonSums(self.objectives), StepMeans()
         self.label_counts = torch.zeros(len(self.objectives), dtype=torch.float64)
         self.clock, self.tokens = StepClock(), 0
         self.skipped = self.skipped_in_a_row = 0
@@ -136,6 +139,8 @@ class RACOTrainer(Trainer):
         if bar:
             self.add_callback(ConflictBar)
         self.one_pass = self._choose_gradient_mode()
+        self.storage = decide_storage(args, self.model, self.objectives, self.scorer.layout, one_pass=self.one_pass)
+        self.record.say(*self.storage.notices)
         if args.precompute_ref_log_probs and self.reference.kind != "none":
             self._precompute()
 
@@ -153,11 +158,12 @@ class RACOTrainer(Trainer):
 
         self.model.train()
         reason = single_pass_reason(self.model, score)
-        if reason is not None and self.args.gradient_mode == "single_pass":
+        if reason is None:
+            return True
+        if self.args.gradient_mode == "single_pass":
             raise InputError(f"single_pass cannot serve this model: {reason}", fix="Set gradient_mode to auto.")
-        if reason is not None:
-            self.record.say(f"one backward pass per objective, because {reason}")
-        return reason is None
+        self.record.say(f"one backward pass per objective, because {reason}")
+        return False
 
     def _precompute(self) -> None:
         def score(data: TokenizedData, name: str) -> None:
@@ -220,10 +226,12 @@ class RACOTrainer(Trainer):
         return DataLoader(eval_dataset, batch_sampler=share, collate_fn=self.data_collator)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
-        """The step's micro-batches; counts the labels that each objective's mean is over."""
+        """The step's micro-batches; counts, on the host, the labels that each objective's mean is over."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            self.label_counts = sum_over_ranks(count_labels(batches).to(device)).cpu()
+            self.label_counts = sum_over_ranks(count_labels(batches), device)
+            rows = sum(len(batch["preferences"]) for batch in batches)
+            self.basis = step_basis(self.args, self.objectives, self.scorer.layout, rows, one_pass=self.one_pass)
         return batches, None
 
     # ---- the step ----
@@ -233,25 +241,36 @@ class RACOTrainer(Trainer):
         self.model.train()
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()  # type: ignore[union-attr]
-        if self.stack is None:
-            self.stack = GradientStack(trainable_parameters(self.model), len(self.objectives))
-            self.layers = RowLayers(self.model) if self.one_pass else None
-        batch = self._prepare_inputs(inputs)
-        counts = self._divisors().to(self.args.device)
-        loss = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        if not batch["preferences"].isnan().all():  # a micro-batch of padding alone needs no pass
-            with self.accelerator.autocast():
-                scores, logps = log_probs(self.model, self.scorer, self.reference, batch)
-            losses = batch_losses(self.objectives, self.args.beta, logps, batch["preferences"])
-            slopes_a, slopes_b = losses.slopes_a / counts[:, None], losses.slopes_b / counts[:, None]
-            differentiate(scores, slopes_a, slopes_b, self.stack, self.layers)
-            # every rank's part of the global mean; transformers averages over ranks what it logs
-            loss = (self.weights.to(counts) / counts * losses.values.sum(1)).sum() * self.args.world_size
-            self.comparison_sums.add(logps, losses, batch["preferences"])
-        if self.accelerator.sync_gradients:
+        kept = 1 if self.storage.two_pass else self.basis.kept
+        if self.stack is None or self.stack.objectives != kept:
+            self.stack = self.storage.stack(trainable_parameters(self.model), kept)
+        if self.layers is None and self.one_pass:
+            self.layers = RowLayers(self.model)
+        self.tokens += inputs["real_tokens"]
+        loss = torch.zeros((), device=self.args.device)
+        if not inputs["preferences"].isnan().all():  # a micro-batch of padding alone needs no pass
+            loss = self._differentiate(self._prepare_inputs(inputs), self.stack)
+        if self.accelerator.sync_gradients and not self.storage.two_pass:
             self._combine(self.stack)
-        self.tokens += real_tokens(batch)
         return loss.float()
+
+    def _differentiate(self, batch: dict[str, Any], stack: GradientStack) -> Tensor:
+        """Adds the micro-batch's gradients to the stack; returns the weighted loss, this rank's part of the mean."""
+        with self.accelerator.autocast():
+            scores, logps = log_probs(self.model, self.scorer, self.reference, batch)
+        losses = batch_losses(self.objectives, self.args.beta, logps, batch["preferences"])
+        self.comparison_sums.add(logps, losses, batch["preferences"])
+        losses = losses.over(self._divisors().to(self.args.device, non_blocking=True))
+        if self.layers is None:
+            differentiate_each(scores, losses, stack)
+        elif self.storage.two_pass:
+            if differentiate_twice(scores, losses, stack, self.layers, self._decide):
+                stack.write_grad(torch.ones(1))
+                stack.zero_()
+        else:
+            differentiate(scores, losses, stack, self.layers, self.basis)
+        weights = self.weights.to(self.args.device, non_blocking=True)
+        return weights @ losses.values.sum(1) * self.args.world_size  # transformers averages over ranks what it logs
 
     def _divisors(self) -> Tensor:
         """(m,) what each objective's sum of losses is divided by in this step; 1 where it has no label."""
@@ -262,34 +281,35 @@ class RACOTrainer(Trainer):
         return counts.clamp_min(1e-300) if self.args.normalize == "dataset" else counts.clamp_min(1.0)
 
     def _combine(self, stack: GradientStack) -> None:
+        """Writes the step's combined gradient into `.grad`."""
         stack.reduce()
-        gram, present = stack.gram(), self.label_counts > 0
-        if not bool(gram.isfinite().all()):
-            self._skip_step(stack)
-            return
-        combination = combine_labelled(
-            COMBINERS[self.args.combiner],
-            gram,
-            self.weights,
-            present,
-            normalize=self.args.normalize_gradients,
-            **self.args.combiner_options(),
-        )
-        stack.write_grad(combination.coefficients)
+        coefficients = self._decide(self.basis.gram(stack.gram()))
+        if coefficients is not None:
+            stack.write_grad(self.basis.coefficients(coefficients))
         stack.zero_()
+
+    def _decide(self, gram: Tensor) -> Tensor | None:
+        """The coefficients of the m gradients, given their Gram; None where the step has to be skipped."""
+        present = self.label_counts > 0
+        if not bool(gram.isfinite().all()):
+            self._skip_step()
+            return None
+        combiner, options = COMBINERS[self.args.combiner], self.args.combiner_options()
+        normalize = self.args.normalize_gradients
+        combination = combine_labelled(combiner, gram, self.weights, present, normalize=normalize, **options)
         plain, angles = step_metrics(self.objectives, gram, present, combination)
         self.step_means.add(plain)
         self.step_means.add(angles, weight=float((self.weights @ gram @ self.weights).clamp_min(0).sqrt()))
         self.skipped_in_a_row = 0
+        return combination.coefficients
 
-    def _skip_step(self, stack: GradientStack) -> None:
+    def _skip_step(self) -> None:
         """Leaves `.grad` empty, so that the optimizer changes nothing, and stops the run when this goes on."""
-        for parameter in stack.parameters.values():
+        for parameter in self.model.parameters():
             parameter.grad = None
-        stack.zero_()
         self.skipped += 1
         self.skipped_in_a_row += 1
-        self.comparison_sums = ComparisonSums(self.objectives, self.args.beta)
+        self.comparison_sums = ComparisonSums(self.objectives)
         self.record.say("a step with gradients that are not finite was skipped (counted in steps/skipped)")
         if self.skipped_in_a_row > self.args.max_skipped_steps:
             self._save_checkpoint(self.model, trial=None)
@@ -314,8 +334,8 @@ class RACOTrainer(Trainer):
             if self.layers is not None:
                 self.layers.restore()
             self.stack = self.layers = None
-        final = {**output.metrics, **self._last_metrics(), "steps/skipped": self.skipped}
-        self.record.end(self.args, "finished", final)
+        last = {key: value for entry in self.state.log_history for key, value in entry.items()}
+        self.record.end(self.args, "finished", {**output.metrics, **last, "steps/skipped": self.skipped})
         return output
 
     def _decided(self) -> dict[str, Any]:
@@ -324,17 +344,12 @@ class RACOTrainer(Trainer):
             "layout": self.scorer.layout,
             "own_head": self.scorer.own_head,
             "one_backward_pass": self.one_pass,
+            "gradient_storage": "two_pass" if self.storage.two_pass else "stack",
             "reference": self.reference.kind,
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "parameters": sum(p.numel() for p in parameters),
             "steps_hold": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
         }
-
-    def _last_metrics(self) -> dict[str, Any]:
-        last: dict[str, Any] = {}
-        for entry in self.state.log_history:
-            last.update(entry)
-        return last
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds what the comparisons and the combination of the steps since the last line say."""
@@ -354,7 +369,7 @@ class RACOTrainer(Trainer):
         if warning and not self._said_norms and not self.args.normalize_gradients:
             self._said_norms = True
             self.record.say(warning)
-        self.comparison_sums, self.step_means = ComparisonSums(self.objectives, self.args.beta), StepMeans()
+        self.comparison_sums, self.step_means = ComparisonSums(self.objectives), StepMeans()
         self.clock.seconds, self.clock.steps, self.tokens = 0.0, 0, 0
         return metrics
 
@@ -367,7 +382,7 @@ class RACOTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Losses, implicit rewards and accuracies per objective over a whole data set, on all ranks together."""
-        sums = ComparisonSums(self.objectives, self.args.beta)
+        sums = ComparisonSums(self.objectives)
         self.model.to(self.args.device)  # type: ignore[arg-type]
         with frozen(self.model):
             for inputs in dataloader:
@@ -377,8 +392,5 @@ class RACOTrainer(Trainer):
                 losses = batch_losses(self.objectives, self.args.beta, logps, batch["preferences"])
                 sums.add(logps, losses, batch["preferences"])
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics = sums.read(self.args.device)
-        losses_by_name = [(o.weight, metrics.get(f"loss/{o.name}", 0.0)) for o in self.objectives]
-        metrics = {"loss": sum(w * value for w, value in losses_by_name), **metrics}
-        metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in sums.evaluation(self.args.device).items()}
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))  # type: ignore[arg-type]
