@@ -139,3 +139,17 @@ def test_adapters_that_are_off_do_not_count() -> None:
         policy = get_peft_model(make_model("llama"), config)
         assert model_fingerprint(policy.get_base_model(), adapters=False) == first
         assert model_fingerprint(policy.get_base_model()) != first
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.uint8, torch.bool], ids=str)
+@pytest.mark.parametrize("entries", [1, 3, 8, 21])
+def test_a_fingerprint_sees_every_entry_of_odd_tensors(dtype: torch.dtype, entries: int) -> None:
+    module = torch.nn.Module()
+    stored = torch.zeros(entries + 1, dtype=dtype)
+    module.register_buffer("x", stored[1:])  # starts where no word does
+    module.register_buffer("none", torch.zeros(0))
+    seen = {model_fingerprint(module)}
+    for i in range(entries):
+        stored.zero_()[i + 1] = 1
+        seen.add(model_fingerprint(module))
+    assert len(seen) == entries + 1

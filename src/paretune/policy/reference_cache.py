@@ -24,15 +24,15 @@ from paretune.comparisons.cache import cache_root
 from paretune.errors import InputError
 
 WHOLE = "all.safetensors"
-_BLOCK = 1 << 22  # entries of a weight that are digested at a time: 32 MB as int64
+_BLOCK = 1 << 21  # words of eight bytes that are digested at a time
 _LEFT_OVER = 3600.0  # seconds after which an unfinished neighbour is nobody's any more
 
 
 def model_fingerprint(model: Any, *, adapters: bool = True) -> str:
     """A digest of every bit of a model's weights, of their names, shapes and dtypes, and of its configuration.
 
-    Bit patterns are summed as integers under odd factors, exactly modulo 2^64: any changed entry and any exchange
-    shows, and the sum is the same on every device and with any number of threads (a sum of floats is neither).
+    The bytes are summed as integers of 64 bits under odd factors, exactly modulo 2^64: any changed entry and any
+    exchange shows, and the sum is the same on every device and with any number of threads (a sum of floats is neither).
 
     Args:
         model: with or without a configuration.
@@ -47,19 +47,23 @@ def model_fingerprint(model: Any, *, adapters: bool = True) -> str:
             continue
         name = name if adapters else name.replace(".base_layer", "").replace(".original_module", "")
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        bits = _bits(tensor.detach())
-        factor = moved.setdefault(bits.device, factors.to(bits.device))
-        sums = [(part.long() * factor[: len(part)]).sum() for part in bits.split(_BLOCK)]
+        words, rest = _words(tensor.detach())
+        if words.device not in moved:
+            moved[words.device] = factors.to(words.device)
+        sums = [(part * moved[words.device][: len(part)]).sum() for part in words.split(_BLOCK) if len(part)]
         if sums:
             digest.update(torch.stack(sums).cpu().numpy().tobytes())
+        digest.update(rest.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    """The entries' bit patterns as integers, (entries,)."""
-    flat = tensor.contiguous().reshape(-1)
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return flat.view(kinds.get(tensor.element_size(), torch.uint8))
+def _words(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor's bytes as int64 words, and the up to seven bytes that are left over."""
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+    whole = raw[: len(raw) // 8 * 8]
+    if whole.storage_offset() % 8:  # a part of a larger buffer that does not start at a word
+        whole = whole.clone()
+    return whole.view(torch.int64), raw[len(whole) :]
 
 
 def _configuration(model: Any) -> dict[str, Any]:
