@@ -7,7 +7,7 @@ Ways: `drawn` deals rows as they were drawn, `sum` sorts a step by a row's token
 step holds the same rows in all of them. Data: TruthfulQA's pairs in the tokens of the stories260K tokenizer, where both
 are at hand (`$PARETUNE_SHARED/data`, else shared/data beside the repository), and made lengths, log-normal, whose parts
 vary on their own. Counts are exact and the same on every machine. Then one timing: forward and backward of a whole step
-of a small Llama on one thread, the ways in turn, so that a busy moment of the machine falls on all of them.
+of a small Llama on one thread, in CPU seconds and the ways in turn, so that other users of the machine count least.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def count(lengths: np.ndarray, layout: Layout, step: int, size: int) -> dict[str
 
 
 def timing(turns: int) -> dict[str, Any]:
-    """Seconds of forward and backward over one step's micro-batches, the ways in turn."""
+    """CPU seconds of forward and backward over one step's micro-batches, the ways in turn."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, vocab_size=2048
@@ -111,19 +111,19 @@ def timing(turns: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for turn in range(turns + 1):
         for name, batches in made.items():
-            started = time.perf_counter()
+            started = time.process_time()
             for batch in batches:
                 scores = response_logprobs(model, batch, scorer)
                 (scores.logp_a - scores.logp_b).sum().backward()
             model.zero_grad()
             if turn:  # the first warms up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
     ratios = [sorted(d / o for d, o in zip(seconds["drawn"], seconds[name], strict=True)) for name in WAYS]
     return {
         **TIMED,
         "model": {"parameters": sum(p.numel() for p in model.parameters()), "layout": scorer.layout},
         "turns": turns,
-        "median_seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
+        "median_cpu_seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
         "times_faster_than_drawn": {
             name: {"median": round(statistics.median(r), 2), "least": round(r[0], 2), "most": round(r[-1], 2)}
             for name, r in zip(WAYS, ratios, strict=True)
