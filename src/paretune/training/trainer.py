@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from paretune.combine import COMBINERS
 from paretune.combine.labelled import combine_labelled
-from paretune.comparisons.batches import collate
+from paretune.comparisons.batches import collate, to_device
 from paretune.comparisons.lengths import batches_by_length, extents, part_lengths, rank_share
 from paretune.comparisons.tokens import pad_id
 from paretune.errors import DivergedError, InputError
@@ -150,7 +150,7 @@ class RACOTrainer(Trainer):
         """Whether one backward pass serves all objectives; says once why not."""
         if self.args.gradient_mode == "per_objective":
             return False
-        batch = self._prepare_inputs(made_batch(self.model, self.scorer.layout))
+        batch = made_batch(self.model, self.scorer.layout)
 
         def score() -> Any:
             with self.accelerator.autocast():
@@ -249,7 +249,7 @@ class RACOTrainer(Trainer):
         self.tokens += inputs["real_tokens"]
         loss = torch.zeros((), device=self.args.device)
         if not inputs["preferences"].isnan().all():  # a micro-batch of padding alone needs no pass
-            loss = self._differentiate(self._prepare_inputs(inputs), self.stack)
+            loss = self._differentiate(to_device(inputs, self.args.device), self.stack)
         if self.accelerator.sync_gradients and not self.storage.two_pass:
             self._combine(self.stack)
         return loss.float()
@@ -386,7 +386,7 @@ class RACOTrainer(Trainer):
         self.model.to(self.args.device)  # type: ignore[arg-type]
         with frozen(self.model):
             for inputs in dataloader:
-                batch = self._prepare_inputs(inputs)
+                batch = to_device(inputs, self.args.device)
                 with self.accelerator.autocast():
                     _, logps = log_probs(self.model, self.scorer, self.reference, batch)
                 losses = batch_losses(self.objectives, self.args.beta, logps, batch["preferences"])
