@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from paretune.cli.data import add_arguments, run
+from paretune.cli.main import main
+from paretune.comparisons import progress
 from paretune.errors import InputError
 from tests.cli.made import records, save_model, write_jsonl
 from tests.tokenizers_made import metaspace
@@ -50,6 +52,22 @@ def test_json_with_tokens(file: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["summary"]["conflicting"] == 1 and found["data"]["kept"] == 2
     assert found["tokens"]["kept"] == 2 and found["tokens"]["max_length"] == 40
     assert [one["name"] for one in found["summary"]["lengths"]][-1].endswith("tokens")
+
+
+def test_a_long_reading_and_tokens_found_again_are_told(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SILENT", 0.0)
+    words = ["data", file, "--tokenizer", str(save_model(tmp_path / "model"))]
+    assert main(words) == 0
+    first = capsys.readouterr()
+    assert (
+        f"paretune: {file}: rows read and checked: 2 in 0 s, " in first.err and "rows tokenized: 2 in 0 s" in first.err
+    )
+    assert main(words) == 0
+    again = capsys.readouterr()
+    assert "tokens of 2 rows were made before" in again.err and "rows tokenized" not in again.err
+    assert again.out == first.out
 
 
 @pytest.mark.parametrize("text", ["full,short", "[full, short]", "{full: {}, short: {weight: 2}}"])
