@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from paretune.evaluation.margins import (
     Margins,
@@ -47,7 +48,7 @@ def test_against_the_models_own_logits(layout: str) -> None:
     rows = made_comparisons(9, 2)
     scorer = prepare_scorer(model, layout)
     other = Reference("copy", reference, prepare_scorer(reference, layout))
-    found = evaluate_margins(model, scorer, other, rows, OBJECTIVES, 0.2, pad_id=0, batch_size=4)
+    found = evaluate_margins(model, scorer, other, Dataset.from_list(rows), OBJECTIVES, 0.2, pad_id=0, batch_size=4)
     for n, row in enumerate(rows):
         sides = {}
         for side in "ab":
@@ -66,7 +67,8 @@ def test_against_the_models_own_logits(layout: str) -> None:
 def test_a_model_against_itself_is_at_a_half() -> None:
     model = make_model("llama")
     scorer = prepare_scorer(model)
-    found = evaluate_margins(model, scorer, Reference("copy", model, scorer), made_comparisons(6, 1), OBJECTIVES[:1], 0.2, pad_id=0)  # fmt: skip  # noqa: E501
+    rows = Dataset.from_list(made_comparisons(6, 1))
+    found = evaluate_margins(model, scorer, Reference("copy", model, scorer), rows, OBJECTIVES[:1], 0.2, pad_id=0)
     result = compare([found], [str(i) for i in range(6)], OBJECTIVES[:1], draws=10, seed=0)["models"][0]["x"]
     assert (result["accuracy"]["value"], result["margin"]["value"]) == (0.5, 0.0)
     assert result["loss"]["value"] == pytest.approx(math.log(2))

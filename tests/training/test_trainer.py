@@ -268,6 +268,22 @@ def test_several_evaluation_sets(tmp_path: Path) -> None:
     assert again["eval_loss"] == pytest.approx(metrics["eval_far_loss"], rel=1e-6)
 
 
+def test_evaluation_goes_by_length_and_does_not_depend_on_it(tmp_path: Path) -> None:
+    found = []
+    for size in (1, 3, 64):
+        trainer = small_trainer(
+            tmp_path / str(size), eval_dataset=made_text_rows(22, seed=4), lora=True, per_device_eval_batch_size=size
+        )
+        batches = list(trainer.get_eval_dataloader())
+        assert sorted(i for batch in batches for i in batch["index"].tolist()) == list(range(22))
+        computed = [batch["input_ids"].numel() for batch in batches]
+        assert computed == sorted(computed, reverse=True)
+        found.append({k: v for k, v in trainer.evaluate().items() if "/" in k and "second" not in k})
+    assert len(found[0]) > 4
+    for metrics in found[1:]:
+        assert metrics == pytest.approx(found[0], rel=1e-5, abs=1e-6)
+
+
 def test_clipping_and_schedule_act_on_the_combined_gradient(tmp_path: Path) -> None:
     seen = Gradients()
     trainer = small_trainer(tmp_path, max_grad_norm=1e-3, callbacks=[seen], lr_scheduler_type="linear", warmup_steps=0)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset
 
 from paretune.comparisons.batches import Layout
+from paretune.comparisons.columns import stretches
 
 PARTS = ["prefix_ids", "a_ids", "b_ids"]
 
@@ -19,8 +20,8 @@ PARTS = ["prefix_ids", "a_ids", "b_ids"]
 def part_lengths(rows: Dataset) -> np.ndarray:
     """(N, 3) int64: tokens of prefix, side a and side b of each row, from the table's offsets (no row is built)."""
     lengths = [np.zeros((0, len(PARTS)), dtype=np.int64)]
-    for table in rows.select_columns(PARTS).with_format("arrow").iter(batch_size=100_000):
-        lengths.append(np.stack([pc.list_value_length(table[part]).to_numpy() for part in PARTS], axis=1))
+    for columns in stretches(rows, PARTS):
+        lengths.append(np.stack([np.asarray(pc.list_value_length(columns[part])) for part in PARTS], axis=1))
     return np.concatenate(lengths).astype(np.int64)
 
 

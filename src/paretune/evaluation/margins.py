@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from torch import Tensor, nn
 
 from paretune.comparisons.batches import collate, to_device
+from paretune.comparisons.lengths import batches_by_length, extents, part_lengths
 from paretune.losses import LogProbs, batch_losses
 from paretune.objectives import Objective
 from paretune.policy.logprobs import Scorer, response_logprobs
@@ -51,7 +53,7 @@ def evaluate_margins(
     model: nn.Module,
     scorer: Scorer,
     reference: Reference,
-    data: Any,
+    data: Dataset,
     objectives: Sequence[Objective],
     beta: float,
     *,
@@ -71,16 +73,15 @@ def evaluate_margins(
         batch_size: comparisons per forward pass.
     """
     device = next(model.parameters()).device
-    lengths = [len(row["prefix_ids"]) + len(row["a_ids"]) + len(row["b_ids"]) for row in data]
-    order = np.argsort(lengths, kind="stable")  # rows of one length together: less padding
+    batches = batches_by_length(extents(part_lengths(data), scorer.layout), batch_size)
     parts: list[list[np.ndarray]] = []
     with frozen(model):
-        for start in range(0, len(order), batch_size):
-            rows = [data[int(i)] for i in order[start : start + batch_size]]
+        for places in batches:
+            rows = data.__getitems__(places.tolist())
             batch = to_device(collate(rows, layout=scorer.layout, pad_id=pad_id), device)
             parts.append([value.cpu().numpy() for value in _score(model, scorer, reference, batch, objectives, beta)])
     columns = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
-    back = np.argsort(order, kind="stable")
+    back = np.argsort(np.concatenate(batches), kind="stable")
     return Margins(*(column[..., back] for column in columns))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from paretune.comparisons.batches import to_device
 from paretune.comparisons.lengths import batches_by_length, extents, part_lengths, rank_share
 from paretune.errors import InputError
 from paretune.policy.reference import Reference, reference_logprobs
@@ -126,9 +127,8 @@ def _score(
         disable=bool(args.disable_tqdm) or args.process_index != 0,
     ) as bar:
         for batch, places, count in zip(loader, share, at_once, strict=False):
-            moved = {k: v.to(args.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             with autocast():
-                scores = reference_logprobs(reference, moved)
+                scores = reference_logprobs(reference, to_device(batch, args.device))
             if scores is None:
                 raise ValueError("nothing to precompute without a reference")
             pending.append((places, torch.stack(scores)))  # stays on the device: asking for it would wait for it
