@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from paretune.comparisons import collect
 from paretune.comparisons.formats import load_comparisons, read_comparisons
 from paretune.errors import InputError
 from paretune.objectives import Objective
@@ -50,7 +51,8 @@ def test_read_rows_can_be_read_again() -> None:
     assert report.count_only == {"x": 1, "y": 0} and not report.warnings
 
 
-def test_more_rows_than_a_chunk_keep_their_order() -> None:
+def test_more_rows_than_a_chunk_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "_CHUNK", 10_000)
     rows, _ = read_comparisons([pair(i, x=i % 2) for i in range(2_345)])
     assert rows["prompt"][:] == [f"p{i}" for i in range(2_345)]
     assert [labels["x"] for labels in rows["preferences"]] == [float(i % 2) for i in range(2_345)]

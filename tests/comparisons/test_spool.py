@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paretune.comparisons import spool
+from paretune.comparisons import collect, spool
 from paretune.comparisons.formats import read_comparisons
 from paretune.comparisons.spool import Digests, Places, own_folder
 
@@ -55,7 +55,8 @@ def test_rows_in_a_file_are_the_rows_in_memory(conversational: bool, monkeypatch
     data: list[Any] = [*ROWS, {**ROWS[0], "preferences": {"y": 1}, "id": "twice"}]
     held, first = read_comparisons(data, conversational=conversational)
     assert not held.cache_files
-    monkeypatch.setattr(spool, "IN_MEMORY", 10_000)
+    monkeypatch.setattr(spool, "IN_MEMORY", 20_000)
+    monkeypatch.setattr(collect, "_CHUNK", 10_000)
     mapped, second = read_comparisons(data, conversational=conversational)
     (file,) = {entry["filename"] for entry in mapped.cache_files}
     assert Path(file).is_relative_to(os.environ["PARETUNE_CACHE"])

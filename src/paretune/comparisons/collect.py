@@ -1,6 +1,6 @@
 """Good rows into one Arrow table: labels resolved to the objectives, duplicates found, everything counted.
 
-Texts go to Arrow in chunks as they come and are then forgotten (`spool` says what stays), labels to one array per
+Texts go to Arrow in chunks and are then forgotten (`spool` says what stays), labels to one array per
 objective; so the objectives may turn up, and an earlier row gain a label, while a data set is read.
 """
 
@@ -25,7 +25,7 @@ from paretune.preferences.rules import RULES
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_CHUNK = 1000
+_CHUNK = 4 << 20  # bytes of text that are held as Python's strings, then as one record batch
 _TEXTS = ("prompt", "response_a", "response_b")
 _OPTIONAL = ("id", "group", "reference")
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
@@ -90,6 +90,7 @@ class Collector:
         self.rows = 0
         self.conversational: bool | None = None
         self.pending: dict[str, list[Any]] = {name: [] for name in (*_TEXTS, *_OPTIONAL)}
+        self.pending_size = 0
         self.spool = Spool()
         self.first_bad: tuple[str, BadRow] | None = None
 
@@ -139,7 +140,8 @@ class Collector:
             self._flag(self.rows, name)
         self._keep(row, texts)
         self.rows += 1
-        if len(self.pending["prompt"]) == _CHUNK:
+        self.pending_size += sum(map(len, texts))
+        if self.pending_size >= _CHUNK:
             self._flush()
 
     def _keep(self, row: dict[str, Any], texts: list[bytes]) -> None:
@@ -223,6 +225,7 @@ class Collector:
         self.spool.write(pa.RecordBatch.from_pydict(columns))
         for values in self.pending.values():
             values.clear()
+        self.pending_size = 0
 
     def finish(self) -> Dataset:
         """The data set, with the columns of the row and no others; the report's counts are filled in."""

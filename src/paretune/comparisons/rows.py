@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paretune.comparisons.columns import digests, stretches
-from paretune.comparisons.spool import Digests
+from paretune.comparisons.columns import digests, numbers, stretches
 from paretune.errors import InputError
 
 if TYPE_CHECKING:
@@ -216,16 +215,20 @@ def split_groups(rows: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset
 
 
 def _group_numbers(rows: Dataset) -> np.ndarray:
-    """(rows,): which group, in the order of their first rows, each row is in; `group_of` without a text per row."""
-    found, grouped = Digests(), "group" in rows.column_names
-    numbers = []
+    """(rows,): which group, in the order of their first rows, each row is in; `group_of` without a text per row.
+
+    Groups are told apart by digests of 8 bytes: two that shared one would stay together, which no split forbids.
+    """
+    keys, grouped = [], "group" in rows.column_names
     for part in stretches(rows, ["prompt", *(["group"] if grouped else [])]):
-        prompts = digests(part["prompt"], 15)
-        groups = digests(part["group"], 15) if grouped else prompts
-        given = part["group"].is_valid().to_pylist() if grouped else [False] * len(prompts)
-        keys = (
-            b"g" + group if named else b"p" + prompt
-            for prompt, group, named in zip(prompts, groups, given, strict=True)
-        )
-        numbers.append(np.fromiter((found.add(key) for key in keys), dtype=np.int64, count=len(prompts)))
-    return np.concatenate(numbers)
+        given = np.asarray(part["group"].is_valid()) if grouped else np.zeros(len(part["prompt"]), dtype=bool)
+        key = np.empty(len(given), dtype=np.uint64)
+        if grouped:
+            key[:] = ~numbers(digests(part["group"], 8))  # turned: a group is no prompt of the same words
+        if not given.all():
+            key[~given] = numbers(digests(part["prompt"], 8))[~given]
+        keys.append(key)
+    _, first, number = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
+    order = np.empty(len(first), dtype=np.int64)
+    order[np.argsort(first)] = np.arange(len(first))
+    return order[number.reshape(-1)]

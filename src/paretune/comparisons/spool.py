@@ -31,7 +31,7 @@ class Digests:
 
     def __init__(self) -> None:
         self.low, self.high = array("Q"), array("Q")
-        self.slots = array("I", bytes(4 << 10))  # number + 1 of the digest that is found there; 0: free
+        self.slots = array("I", [0]) * 1024  # number + 1 of the digest that is found there; 0: free
         self.mask = len(self.slots) - 1
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class Digests:
         slots[slot] = number
 
     def _grow(self) -> None:
-        self.slots = array("I", bytes(4 * 4 * len(self.slots)))
+        self.slots = array("I", [0]) * (4 * len(self.slots))
         self.mask = len(self.slots) - 1
         for number, low in enumerate(self.low, start=1):
             self._settle(low, number)
