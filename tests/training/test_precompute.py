@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from paretune.comparisons.lengths import PARTS, computed_tokens
 from paretune.errors import InputError
 from paretune.policy.reference_cache import WHOLE
 from paretune.training import precompute
@@ -169,6 +170,25 @@ def test_the_columns_are_what_the_reference_says(tmp_path: Path, monkeypatch: py
     before = trainer.evaluate()
     margins = [value for key, value in before.items() if "/margins/" in key]
     assert len(margins) == 4 and all(abs(value) < 1e-5 for value in margins)
+
+
+def test_batches_go_by_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARETUNE_CACHE", str(tmp_path / "cache"))
+    computed: list[int] = []
+    score = precompute.reference_logprobs
+
+    def counted(reference: Any, batch: Any) -> Any:
+        computed.append(batch["input_ids"].numel())
+        return score(reference, batch)
+
+    monkeypatch.setattr(precompute, "reference_logprobs", counted)
+    rows = made(tmp_path).train_data.rows
+    drawn = [
+        np.array([[len(row[part]) for part in PARTS] for row in rows.select(range(i, i + 3))])
+        for i in range(0, ROWS, 3)
+    ]
+    assert computed == sorted(computed, reverse=True)
+    assert sum(computed) < 0.9 * sum(computed_tokens(batch) for batch in drawn), "less than threes as they come"
 
 
 @pytest.mark.parametrize(
