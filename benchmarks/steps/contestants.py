@@ -23,7 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from benchmarks.steps.models import RANK, Case, make_texts, make_tokenizer
 from paretune import Objective, RACOConfig, RACOTrainer
+from paretune.comparisons.batches import to_device
 from paretune.losses import batch_losses
+from paretune.policy.adapters import inputs_uncast
 from paretune.training.step import log_probs
 
 BETA = 0.2
@@ -108,11 +110,15 @@ class ScalarTrainer(RACOTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         self.model.train()
-        batch = self._prepare_inputs(inputs)
+        batch = to_device(inputs, self.args.device)
+        with inputs_uncast(self.adapted, active=self.args.bf16):
+            return self._backward(batch)
+
+    def _backward(self, batch: dict[str, Any]) -> Tensor:
         with self.accelerator.autocast():
             scores, logps = log_probs(self.model, self.scorer, self.reference, batch)
         losses = batch_losses(self.objectives, self.args.beta, logps, batch["preferences"])
-        share = (self.weights / self.label_counts).to(losses.values)[:, None]
+        share = (self.weights / self.label_counts).to(losses.values, non_blocking=True)[:, None]
         slopes_a, slopes_b = (share * losses.slopes_a).sum(0), (share * losses.slopes_b).sum(0)
         (slopes_a * scores.logp_a + slopes_b * scores.logp_b).sum().backward()
         return (share * losses.values).sum().float()

@@ -73,7 +73,7 @@ def test_a_stack_on_the_host_holds_the_same_gradients() -> None:
     here, there = (
         on_gpu(make_model("qwen3"), rows, 3, "shared", device=device) for device in (None, torch.device("cpu"))
     )
-    assert torch.allclose(here.gram(), there.gram(), rtol=1e-6)
+    assert torch.allclose(here.gram(), there.gram(), rtol=1e-4)
     assert there.buffer("model.norm.weight").device.type == "cpu"
     for stack in (here, there):
         stack.write_grad(torch.ones(3))
@@ -119,5 +119,5 @@ def test_a_step_waits_for_the_device_once(tmp_path: Path) -> None:
     trainer.training_step = watched  # type: ignore[method-assign]
     with pytest.warns() as seen:
         trainer.train()
-    waits = [f"{w.filename}:{w.lineno}" for w in seen if "synchroniz" in str(w.message)]
+    waits = [f"{w.filename}:{w.lineno}" for w in seen if "called a synchronizing" in str(w.message)]
     assert len(waits) == 2, waits  # two steps of two micro-batches

@@ -84,7 +84,8 @@ class GradientStack:
 
     def add(self, name: str, objective: int, gradient: Tensor) -> None:
         """Adds one objective's gradient of one parameter."""
-        self.buffer(name)[objective] += gradient.reshape(-1)
+        buffer = self.buffer(name)
+        buffer[objective] += gradient.reshape(-1).to(buffer.device)
 
     def zero_(self) -> None:
         """Starts a new optimizer step."""

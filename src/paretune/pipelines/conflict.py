@@ -141,7 +141,7 @@ def measure_conflict(
         reference, said = choose_reference(policy, None, scorer, needed=needed)
         made = made_batch(policy, scorer.layout)
         policy.train()
-        reason = single_pass_reason(policy, lambda: log_probs(policy, scorer, Reference("none"), made)[0])
+        reason = single_pass_reason(policy, lambda: log_probs(policy, scorer, Reference("none"), made)[0], half=half)
         layers = RowLayers(policy) if reason is None else None
         stacks, labels, seconds = [], [], []
         for batch_rows in batches:

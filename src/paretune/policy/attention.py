@@ -123,27 +123,31 @@ def shared_attention(
     options: dict[str, Any] = {"dropout": dropout, "scaling": scaling}
     if window is not None and window >= width_p + max(width_a, width_b):
         window = None  # nothing is that far apart
-    prefix = (query[:, :, :width_p], key[:, :, :width_p], value[:, :, :width_p])
+    apart = 4 * width_a * width_b > (width_a + width_b) * width_p
+    # split, not slices: its backward pass writes a gradient once, where each slice's writes zeros all around
+    queries = query.split((width_p, width_a, width_b) if apart else (width_p, width_a + width_b), dim=2)
+    prefix_key, prefix_value = key[:, :, :width_p], value[:, :, :width_p]
     if window is None or window >= width_p:
-        parts = [_attend(*prefix, None, **options)]
+        parts = [_attend(queries[0], prefix_key, prefix_value, None, **options)]
     else:
-        parts = _windowed_prefix(*prefix, blocks, window, options)
+        parts = _windowed_prefix(queries[0], prefix_key, prefix_value, blocks, window, options)
     # Prefix columns before `low` are beyond every response's window.
     low = 0 if window is None else min(width_p, max(0, blocks.shortest - window + 1))
     start_b = width_p + width_a
     spans: list[tuple[tuple[int, int], tuple[tuple[int, int], ...]]]
-    if 4 * width_a * width_b <= (width_a + width_b) * width_p:
-        spans = [((width_p, total), ((low, total),))]
-    else:
+    if apart:
         spans = [((width_p, start_b), ((low, start_b),)), ((start_b, total), ((low, width_p), (start_b, total)))]
-    for queries, keys in spans:
-        mask = _response_mask(blocks, queries, keys, window, query)
-        parts.append(_attend(query[:, :, slice(*queries)], _columns(key, keys), _columns(value, keys), mask, **options))
-    return torch.cat(parts, dim=2)
+    else:
+        spans = [((width_p, total), ((low, total),))]
+    for asking, (columns, keys) in zip(queries[1:], spans, strict=True):
+        mask = _response_mask(blocks, columns, keys, window, query)
+        parts.append(_attend(asking, _columns(key, keys), _columns(value, keys), mask, **options))
+    # the kernels leave (R, T, H, D) in memory, and the model wants it so: joined there, nothing is copied twice
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
 def _columns(states: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
-    pieces = [states[:, :, slice(*columns)] for columns in ranges]
+    pieces = [states[:, :, slice(*columns)] for columns in ranges if columns != (0, states.shape[2])] or [states]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 
@@ -210,7 +214,7 @@ def _response_mask(
             lengths = lengths[:1]  # no padding: one mask for all rows
         column = torch.arange(width_p + width_a + width_b, device=like.device)
         block = (column >= width_p).long() + (column >= width_p + width_a).long()
-        start = torch.tensor([0, width_p, width_p + width_a], device=like.device)[block]
+        start = width_p * (block > 0) + width_a * (block > 1)  # no table: copying one to the device waits for it
         # (R, T): the padding of the prefix never counts, whatever its position would be.
         position = column - start + torch.where(block > 0, lengths[:, None], 0)
         real = (block > 0) | (column < lengths[:, None])

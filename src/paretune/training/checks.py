@@ -42,7 +42,8 @@ def check_arguments(args: TrainingArguments) -> None:
     for wrong, name, reason, fix in refused:
         if wrong:
             raise InputError(f"{name} does not work with several objectives: {reason}", fix=fix)
-    for kwargs in (args.activation_checkpointing_kwargs, args.gradient_checkpointing_kwargs):
+    later = getattr(args, "activation_checkpointing_kwargs", None)  # transformers 5.23 has it, 5.17 not yet
+    for kwargs in (later, args.gradient_checkpointing_kwargs):
         if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
             raise InputError(
                 "use_reentrant=True loses gradients per row", where="checkpointing", fix="Set it to false."

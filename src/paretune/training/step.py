@@ -107,7 +107,7 @@ def differentiate_twice(
     return True
 
 
-def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs]) -> str | None:
+def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs], *, half: bool) -> str | None:
     """Why one backward pass cannot give this model's gradients, in words; None where it can.
 
     First by kind of layer, then by trying: on a made batch, the single pass must agree with a plain backward pass. The
@@ -117,6 +117,7 @@ def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs]) 
     Args:
         model: its trainable parameters are checked; left as it was.
         score: the forward pass of a small made batch, with its graph.
+        half: whether it computes in half precision, by autocast; weights in half precision are seen.
     """
     parameters = trainable_parameters(model)
     layers = RowLayers(model)
@@ -141,10 +142,7 @@ def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs]) 
         truth = plain.buffer(name).double()
         wrong += float((stack.buffer(name).double() - truth).square().sum())
         size += float(truth.square().sum())
-    half = any(
-        p.dtype not in (torch.float32, torch.float64) for p in model.parameters()
-    )  # 4-bit weights compute so too
-    half = half or torch.is_autocast_enabled(scores.logp_a.device.type)
+    half = half or any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters())  # so 4-bit ones
     tolerance = 0.1 if half else 1e-3  # loose: it tells a wrong gradient from a rounded one, the tests tell how exact
     if not wrong <= tolerance**2 * size:
         return f"on a made batch it differs from a plain backward pass: squared {wrong:.1e} of {size:.1e}"

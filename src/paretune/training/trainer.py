@@ -30,6 +30,7 @@ from paretune.errors import DivergedError, InputError
 from paretune.gradients import GradientStack, RowBasis, RowLayers, trainable_parameters
 from paretune.losses import batch_losses, check_losses, is_reference_free
 from paretune.objectives import Objective, normalize_weights
+from paretune.policy.adapters import adapter_layers, inputs_uncast
 from paretune.policy.eligibility import made_batch
 from paretune.policy.loading import load_policy, load_tokenizer, prepare_policy
 from paretune.policy.logprobs import prepare_scorer
@@ -107,7 +108,7 @@ class RACOTrainer(Trainer):
         set_seed(args.seed)  # new adapters are drawn at random: the run's seed decides them, not what ran before
         policy, notices = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
         self.record.say(*notices)
-        self.pad = pad_id(tokenizer)
+        self.pad, self.adapted = pad_id(tokenizer), adapter_layers(policy)
         needed = not all(is_reference_free(o) for o in self.objectives)
         if not getattr(policy, "is_quantized", False) and getattr(policy, "hf_device_map", None) is None:
             policy.to(args.device)  # the trials below run the model: not on the CPU where there is something better
@@ -157,7 +158,7 @@ class RACOTrainer(Trainer):
                 return log_probs(self.model, self.scorer, Reference("none"), batch)[0]
 
         self.model.train()
-        reason = single_pass_reason(self.model, score)
+        reason = single_pass_reason(self.model, score, half=self.args.bf16)
         if reason is None:
             return True
         if self.args.gradient_mode == "single_pass":
@@ -249,7 +250,8 @@ class RACOTrainer(Trainer):
         self.tokens += inputs["real_tokens"]
         loss = torch.zeros((), device=self.args.device)
         if not inputs["preferences"].isnan().all():  # a micro-batch of padding alone needs no pass
-            loss = self._differentiate(to_device(inputs, self.args.device), self.stack)
+            with inputs_uncast(self.adapted, active=self.args.bf16):
+                loss = self._differentiate(to_device(inputs, self.args.device), self.stack)
         if self.accelerator.sync_gradients and not self.storage.two_pass:
             self._combine(self.stack)
         return loss.float()
