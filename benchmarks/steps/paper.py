@@ -115,13 +115,15 @@ def work(name: str, case: Case) -> Work:
 def gradient_work(name: str, case: Case) -> tuple[float, float]:
     """Operations and bytes of what becomes of weight gradients: in float32, written and read as seldom as can be."""
     G, m, rows = trained_weights(case), objectives_of(name), case.comparisons
+    kept = m if name.startswith("naive") else min(m, rows)  # never more gradients than rows
     plain = 4.0 * G * (1 + 1 + 2 + 7)  # written, its norm, clipped, then AdamW: four read and three written
     if name == "trl" or name.startswith("scalar"):
         return 16.0 * G, plain
     if name.startswith("twopass"):  # the Gram of each layer's row gradients, which never leave it
         return 2.0 * G * rows * rows + 16 * G, plain
-    mixed = 0 if name.startswith("naive") else 2.0 * G * m * rows  # rows of gradients into m sums
-    return mixed + 2.0 * G * (m * m + m) + 16 * G, plain + 4.0 * G * 3 * m  # written, read for Gram and for the sum
+    mixed = 0 if name.startswith("naive") else 2.0 * G * kept * rows  # rows of gradients into the sums
+    # written, read for the Gram and for the combination
+    return mixed + 2.0 * G * (kept * kept + kept) + 16 * G, plain + 4.0 * G * 3 * kept
 
 
 def seconds_on_paper(name: str, case: Case, rates: Rates) -> float:
@@ -145,7 +147,7 @@ def peak_on_paper(name: str, case: Case) -> int:
     tile = 4 * scored(name, case) * size.vocab_size
     logits = min(tile, LOGITS_BYTES) if logits_recomputed(name, case) else 2 * tile
     G = 4 * trained_weights(case)
-    stays = G * m if name.startswith(("ours", "naive")) else 0
+    stays = G * m if name.startswith("naive") else G * min(m, case.comparisons) if name.startswith("ours") else 0
     return stays + max(activations + logits, G)
 
 

@@ -136,7 +136,8 @@ class GradientStack:
         its own: call `zero_` next.
         """
         for whole in self._settle():
-            mix = coefficients.to(device=whole.device, dtype=torch.promote_types(whole.dtype, torch.float32))
+            wide = torch.promote_types(whole.dtype, torch.float32)
+            mix = coefficients.to(device=whole.device, dtype=wide, non_blocking=True)
             for part in whole.split(_CHUNK, dim=1):
                 part[0] = mix @ part.to(mix.dtype)
         for name, parameter in self.parameters.items():
