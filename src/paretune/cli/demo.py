@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the demo, prints its table and names its report."""
+    from paretune.cli.report import config_defaults
     from paretune.evaluation.report import write_report
     from paretune.pipelines.demo import Plan, run_demo
     from paretune.training.checks import check_output
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     result = run_demo(folder, plan, lambda line: print(f"demo: {line}", file=sys.stderr, flush=True))
     for world in result["worlds"]:
         print(table(world))
-    print(f"report: {write_report([folder], folder / 'report.html')}")
+    print(f"report: {write_report([folder], folder / 'report.html', config_defaults())}")
     return 0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from paretune.errors import InputError
 
@@ -37,5 +38,14 @@ def run(args: argparse.Namespace) -> int:
 
     from paretune.evaluation.report import write_report
 
-    print(f"report: {write_report(paths, out)}")
+    print(f"report: {write_report(paths, out, config_defaults())}")
     return 0
+
+
+def config_defaults() -> dict[str, Any]:
+    """A run's configuration where nothing is asked for, as run.json would hold it."""
+    from paretune.training.config import RACOConfig
+    from paretune.training.record import plain
+
+    defaults: dict[str, Any] = plain(RACOConfig().to_dict())
+    return defaults

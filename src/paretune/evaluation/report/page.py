@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from paretune.errors import InputError
 from paretune.evaluation.report import curves, draw, dynamics, figures, tables, words
-from paretune.evaluation.report.blocks import Block, Code, Section, Table, Words, method_name, weights_text
+from paretune.evaluation.report.blocks import Block, Section, Table, Words, method_name, weights_text
 from paretune.evaluation.report.facts import seeds_of
 from paretune.evaluation.report.load import Demo, Run, World, load, world_of_runs
+from paretune.evaluation.report.reproduce import how_to_reproduce
 
 HERE = Path(__file__).parent
 MOST_RUNS = 8  # drawn one by one; more would make a page that nobody reads to its end
 
-# What a command line or a configuration file would say, of all that a run's configuration holds.
-_CONFIG = (
-    *("combiner", "c", "clip", "beta", "normalize_gradients", "learning_rate", "lr_scheduler_type", "num_train_epochs"),
-    *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "eval_fraction", "seed"),
-)
 
-
-def write_report(paths: Sequence[Path], out: Path) -> Path:
+def write_report(paths: Sequence[Path], out: Path, defaults: Mapping[str, Any] | None = None) -> Path:
     """Writes one page about run directories and demo folders.
 
     Args:
         paths: at least one of them.
         out: the file; an existing one is replaced once the new one is whole.
+        defaults: of a run's configuration by field, in the plain values of run.json. The page's configurations leave
+            fields at their defaults out; None shows every field.
 
     Returns:
         `out`.
@@ -39,7 +35,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     Raises:
         InputError: nothing to report on, or a file that cannot be read or written.
     """
-    page = render([load(path) for path in paths])
+    page = render([load(path) for path in paths], defaults)
     partial = out.with_name(f"{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +46,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def render(found: Sequence[Run | Demo]) -> str:
+def render(found: Sequence[Run | Demo], defaults: Mapping[str, Any] | None = None) -> str:
     """The page's HTML.
 
     Everything that comes from data or models goes through the template's escaping or, inside drawings, an XML writer's.
@@ -75,7 +71,7 @@ def render(found: Sequence[Run | Demo]) -> str:
         )
         sections.append(Section("More runs", [Words([text])]))
     sections.append(_notices(demos, runs))
-    sections.append(_reproduce(demos, runs))
+    sections.append(how_to_reproduce(demos, runs, defaults, most=MOST_RUNS))
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -183,41 +179,3 @@ def _listed(names: Sequence[str], total: int) -> str:
     if len(names) == total > 1:
         return f"all {total} runs"
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _reproduce(demos: Sequence[Demo], runs: Sequence[Run]) -> Section:
-    blocks: list[Block] = []
-    sources: list[tuple[str, dict[str, Any]]] = [(demo.name, demo.facts) for demo in demos]
-    sources += [(run.name, {**run.record, "seeds": [run.seed]}) for run in runs]
-    for demo in demos:
-        if demo.facts.get("command"):
-            blocks.append(Code(str(demo.facts["command"]), "What made the demo's results."))
-    for run in runs[:MOST_RUNS]:
-        blocks.append(
-            Code(
-                _configuration(run),
-                f"config.yaml of {run.name}, as far as run.json holds it: paretune train config.yaml",
-            )
-        )
-    rows = []
-    for name, facts in sources:
-        versions = ", ".join(f"{k} {v}" for k, v in (facts.get("versions") or {}).items())
-        seeds = ", ".join(str(seed) for seed in facts.get("seeds") or [])
-        rows.append([name, str(facts.get("commit") or "not recorded"), seeds or "–", versions or "–"])
-    caption = "A commit with + had files that differed from it."
-    blocks.append(Table(["of", "commit", "seeds", "versions"], rows, caption, words=4))
-    return Section("How to reproduce", blocks)
-
-
-def _configuration(run: Run) -> str:
-    settings = {k: v for k, v in (run.record.get("settings") or {}).items() if v not in (None, "", [], {})}
-    settings.pop("objectives", None)
-    config = run.record.get("config") or {}
-    objectives = {
-        o["name"]: {k: v for k, v in o.items() if k in ("weight", "loss", "beta", "labels", "rule", "sft") and v}
-        for o in run.record["objectives"]
-    }
-    chosen = {key: config[key] for key in _CONFIG if config.get(key) is not None}
-    if chosen.get("max_steps", 0) <= 0:
-        chosen.pop("max_steps", None)
-    return yaml.safe_dump({**settings, "objectives": objectives, **chosen}, sort_keys=False, allow_unicode=True).strip()
