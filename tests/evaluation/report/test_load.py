@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import InputError
-from paretune.evaluation.report.load import Demo, Run, load, load_run, world_of_runs
+from paretune.evaluation.report.load import Demo, Run, load, load_run, not_comparable, world_of_runs
 from tests.evaluation.report.demo_made import LONG_UNIT, METHODS, made_run
 
 
@@ -44,9 +44,40 @@ def test_runs_are_compared_only_where_they_can_be(tmp_path: Path) -> None:
     world = world_of_runs([one, two])
     assert world is not None and [p.run_name for p in world.points] == ["one", "two"]
     assert world.points[0].scores == {"x": pytest.approx(0.6), "y": pytest.approx(0.7)}
-    assert world_of_runs([one]) is None
-    assert world_of_runs([one, other]) is None
-    assert world_of_runs([one, Run(**{**vars(two), "history": []})]) is None
+    assert "do not say which they held out: one, two." in world.description
+    assert world_of_runs([one]) is None and not_comparable([one]) is None
+    assert world_of_runs([one, other]) is None and "different objectives" in str(not_comparable([one, other]))
+    silent = Run(**{**vars(two), "history": []})
+    assert world_of_runs([one, silent]) is None and "held-out rows (eval_fraction): two" in str(
+        not_comparable([one, silent])
+    )
+
+
+@pytest.mark.parametrize(
+    ("records", "same"),
+    [
+        ([("aa", 10), ("aa", 10)], True),
+        ([("aa", 10), ("bb", 10)], False),
+        ([("aa", 10), ("aa", 9)], False),  # parts of one file, or rows too long for one run
+        ([("aa", 10), None], True),  # not known: drawn, and said
+        ([("aa", 10), None, ("bb", 10)], False),
+    ],
+)
+def test_runs_that_held_out_other_rows_are_not_compared(
+    tmp_path: Path, records: list[tuple[str, int] | None], same: bool
+) -> None:
+    runs = []
+    for i, known in enumerate(records):
+        run = load_run(made_run(tmp_path / str(i), ["x", "y"], (0.5, 0.5), "raco", i, 4), str(i))
+        if known is not None:
+            run.record["data"] = {"eval": {"rows": {"fingerprint": known[0]}, "tokens": {"kept": known[1]}}}
+        runs.append(run)
+    world, why = world_of_runs(runs), not_comparable(runs)
+    assert (world is not None) == same == (why is None)
+    assert same or "held out different rows" in str(why)
+    if world is not None:
+        assert ("do not say which they held out: 1." in world.description) == (None in records)
+        assert ("All held out the same rows" in world.description) == (None not in records)
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,23 @@ def test_several_runs_are_compared_by_held_out_accuracy(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = made_run(tmp_path / "other", ["x", "z"], (0.5, 0.5), "raco", 0, 4)
     tree = read(write_report([paths[0], other], tmp_path / "two.html").read_text(encoding="utf-8"))
-    assert "No front is drawn" in tree.text
+    assert "No front is drawn: these runs have different objectives." in tree.text
+
+
+def test_real_runs_are_drawn_together_only_over_the_same_held_out_rows(tmp_path: Path) -> None:
+    paths = []
+    for name, changes in (("a", {"seed": 1}), ("b", {"seed": 2}), ("c", {"eval_fraction": 0.5})):
+        options = {"eval_fraction": 0.25, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, **changes}
+        small_trainer(tmp_path / name, **options).train()
+        paths.append(tmp_path / name / "run")
+    same = read(write_report(paths[:2], tmp_path / "same.html").read_text(encoding="utf-8"))
+    assert "All held out the same rows" in same.text
+    assert [plot for plot in same.all("svg", "plot") if plot.attributes["aria-label"].startswith("Front: ")]
+    other = read(write_report([paths[0], paths[2]], tmp_path / "other.html").read_text(encoding="utf-8"))
+    assert "No front is drawn: these runs held out different rows" in other.text
+    assert not [plot for plot in other.all("svg", "plot") if plot.attributes["aria-label"].startswith("Front: ")]
+    listed = [re.search(r"\d+ \([0-9a-f]{8}\)", row.text) for row in other.all("tr")]
+    assert len({found[0] for found in listed if found}) == 2, "and each run's rows are told apart"
 
 
 def test_a_demo_whose_runs_are_gone_keeps_its_front(tmp_path: Path) -> None:

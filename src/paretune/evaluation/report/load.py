@@ -142,23 +142,62 @@ def load_demo(path: Path) -> Demo:
         raise InputError(problem, where=str(path / "result.json"), fix="Run the demo again: paretune demo.") from error
 
 
-def world_of_runs(runs: Sequence[Run]) -> World | None:
-    """Several runs over the same objectives as points, by their last held-out accuracies; None where they lack them."""
-    if len(runs) < 2 or len({run.objectives for run in runs}) > 1:
+def not_comparable(runs: Sequence[Run]) -> str | None:
+    """Why several runs cannot stand beside each other as points, in a clause; None where they can.
+
+    Runs whose record does not say which rows they held out are taken at their word: `world_of_runs` says so.
+    """
+    if len(runs) < 2:
         return None
-    points = []
-    for run in runs:
-        scores = {name: last(run, f"eval_rewards/accuracies/{name}") for name in run.objectives}
-        if any(value is None for value in scores.values()):
-            return None
-        known = {name: value for name, value in scores.items() if value is not None}
-        points.append(Point(run.method, run.weights, run.seed, known, {}, None, {}, run.name, run))
+    if len({frozenset(run.objectives) for run in runs}) > 1:
+        return "these runs have different objectives"
+    lacking = [run.name for run in runs if held_out_scores(run) is None]
+    if lacking:
+        return f"these runs logged no accuracies on held-out rows (eval_fraction): {', '.join(lacking)}"
+    if len({known for run in runs if (known := held_out_rows(run)) is not None}) > 1:
+        return "these runs held out different rows, so that their accuracies are of different data"
+    return None
+
+
+def world_of_runs(runs: Sequence[Run]) -> World | None:
+    """Several runs over the same objectives as points: last accuracies on the same held-out rows; else None."""
+    if len(runs) < 2 or not_comparable(runs) is not None:
+        return None
+    points = [
+        Point(run.method, run.weights, run.seed, held_out_scores(run) or {}, {}, None, {}, run.name, run)
+        for run in runs
+    ]
     units = {name: "held-out accuracy, share" for name in runs[0].objectives}
     text = (
         "Each run's last accuracies on the rows it held out: how often its implicit reward is higher for the response "
+        "that the objective prefers."
     )
-    text += "that the objective prefers. Runs that held out other rows are not comparable."
+    unknown = [run.name for run in runs if held_out_rows(run) is None]
+    if unknown:
+        text += " Runs that held out other rows are not comparable, and these do not say which they held out: "
+        text += f"{', '.join(unknown)}."
+    else:
+        text += " All held out the same rows."
     return World("These runs beside each other", runs[0].objectives, units, text, points)
+
+
+def held_out_scores(run: Run) -> dict[str, float] | None:
+    """The last held-out accuracy of each objective; None where one was not logged."""
+    scores = {name: last(run, f"eval_rewards/accuracies/{name}") for name in run.objectives}
+    known = {name: value for name, value in scores.items() if value is not None}
+    return known if len(known) == len(scores) else None
+
+
+def held_out_rows(run: Run) -> tuple[str, int | None] | None:
+    """What identifies the held-out rows, and how many of them were scored; None where run.json does not say.
+
+    The number tells apart parts of one file that were recorded with its fingerprint, and rows that one run had to
+    leave out for their length.
+    """
+    found = (run.record.get("data") or {}).get("eval") or {}
+    fingerprint = (found.get("rows") or {}).get("fingerprint")
+    kept = (found.get("tokens") or {}).get("kept")
+    return (str(fingerprint), kept if isinstance(kept, int) else None) if fingerprint else None
 
 
 def last(run: Run, key: str) -> float | None:

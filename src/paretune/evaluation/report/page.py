@@ -13,7 +13,7 @@ from paretune.errors import InputError
 from paretune.evaluation.report import curves, draw, dynamics, figures, tables, words
 from paretune.evaluation.report.blocks import Block, Section, Table, Words, method_name, weights_text
 from paretune.evaluation.report.facts import seeds_of
-from paretune.evaluation.report.load import Demo, Run, World, load, world_of_runs
+from paretune.evaluation.report.load import Demo, Run, World, load, not_comparable, world_of_runs
 from paretune.evaluation.report.reproduce import how_to_reproduce
 
 HERE = Path(__file__).parent
@@ -61,8 +61,8 @@ def render(found: Sequence[Run | Demo], defaults: Mapping[str, Any] | None = Non
         together = world_of_runs(runs)
         if together is not None:
             sections.append(_world_section(together, "runs"))
-        elif len(runs) > 1:
-            sections.append(Section("These runs beside each other", [tables.run_list(runs)]))
+        elif (why := not_comparable(runs)) is not None:
+            sections.append(Section("These runs beside each other", [tables.run_list(runs, why)]))
         for i, run in enumerate(runs[:MOST_RUNS]):
             sections.append(_run_section(run, f"r{i}"))
     if len(runs) > MOST_RUNS:

@@ -8,7 +8,7 @@ from typing import Any
 from paretune.evaluation.report.blocks import Examples, Table, method_name, number, share, weights_text
 from paretune.evaluation.report.facts import Volumes, effective_weights, equal_kl, groups, seeds_of, volumes
 from paretune.evaluation.report.figures import axis_name
-from paretune.evaluation.report.load import Point, Run, World, last
+from paretune.evaluation.report.load import Point, Run, World, held_out_rows, last
 
 
 def points(world: World) -> Table:
@@ -174,13 +174,19 @@ def objectives(run: Run) -> Table:
     return Table(head, rows, caption)
 
 
-def run_list(found: Sequence[Run]) -> Table:
-    """Runs that share no scores: what they are."""
+def run_list(found: Sequence[Run], why: str) -> Table:
+    """Runs that cannot be compared as points, and the reason, a clause: what they are."""
     rows = []
     for run in found:
         weights = ", ".join(f"{name} {run.weights[name]:.3g}" for name in run.objectives)
-        rows.append([run.name, method_name(run.method), weights, "–" if run.seed is None else str(run.seed)])
-    caption = (
-        "No front is drawn: these runs have different objectives, or no accuracies on held-out rows (eval_fraction)."
-    )
-    return Table(["run", "method", "weights", "seed"], rows, caption, words=3)
+        seed, held_out = "–" if run.seed is None else str(run.seed), held_out_rows(run)
+        rows.append([run.name, method_name(run.method), weights, _held_out(held_out), seed])
+    caption = f"No front is drawn: {why}. Equal fingerprints of held-out rows are equal rows."
+    return Table(["run", "method", "weights", "held-out rows", "seed"], rows, caption, words=4)
+
+
+def _held_out(known: tuple[str, int | None] | None) -> str:
+    if known is None:
+        return "not recorded"
+    fingerprint, kept = known
+    return f"{fingerprint[:8]}" if kept is None else f"{kept} ({fingerprint[:8]})"
