@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 
+from paretune import Objective, RACOConfig, RACOTrainer
 from tests.cli.made import OBJECTIVES, QUICK, paretune, read_run, records, save_model, write_jsonl
+from tests.runs_made import made_text_rows, small_trainer
 from tests.tokenizers_made import byte_bpe
 
 
@@ -46,6 +49,69 @@ def test_it_finds_what_the_run_measured(
     assert found["baseline"]["short"]["shorter"]["value"] > 0.7  # what the labels of "short" were made of
     said = capsys.readouterr().out
     assert "length-only baseline" in said and "helpful" in said and "reference of" in said
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_run_of_the_library_is_a_run(
+    model: Path, tmp_path: Path, rows: str, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run.json names model, data and objectives, from whatever folder it is read."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start").symlink_to(model)
+    numbers = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 1}
+    trainer = RACOTrainer(
+        model="start",
+        args=RACOConfig(
+            **{"output_dir": "run", "use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"},
+            **{"eval_fraction": 0.3, "beta": 0.3, "learning_rate": 1e-2, **numbers},
+        ),
+        objectives=[Objective("helpful", weight=0.6), Objective("short", weight=0.4)],
+        train_dataset="rows.jsonl",
+        peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
+        data_options={"take": 16},
+    )
+    trainer.train()
+    trainer.save_model()
+    measured = trainer.evaluate()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = figures(tmp_path, "--model", tmp_path / "run")
+    of = found["models"][0]["short"]
+    assert of["loss"]["value"] == pytest.approx(measured["eval_loss/short"], rel=1e-4)
+    assert of["margin"]["value"] == pytest.approx(measured["eval_rewards/margins/short"], rel=1e-3, abs=1e-5)
+    assert found["references"] == ["adapters off" if lora else str(tmp_path / "start")]
+    assert figures(tmp_path, "--model", tmp_path / "run", "--data", rows)["comparisons"] == 16  # `take` is the run's
+
+
+def test_rows_in_memory_cannot_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_trainer(tmp_path, max_steps=1, eval_dataset=made_text_rows(6)).train()
+    fingerprint = read_run(tmp_path / "run")[0]["data"]["eval"]["rows"]["fingerprint"]
+    byte_bpe().save_pretrained(tmp_path / "run")
+    assert paretune("evaluate", "--model", tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "in memory" in said and "list of 6 rows" in said and fingerprint in said and "--data FILE" in said
+
+
+def test_every_held_out_set_gets_its_figures(
+    model: Path, tmp_path: Path, rows: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write_jsonl(tmp_path / "one.jsonl", records("native", 9, seed=8))
+    two = write_jsonl(tmp_path / "two.jsonl", records("native", 7, seed=9))
+    sets = json.dumps({"one": one, "two": two})
+    words = ["--model", model, "--data", rows, "--objectives", OBJECTIVES, "--output_dir", tmp_path / "run"]
+    assert paretune("train", *words, *QUICK, "--eval_data", sets) == 0
+    said = capsys.readouterr().out
+    final = read_run(tmp_path / "run")[0]["final"]
+    assert "held-out one" in said and "held-out two" in said
+    assert f"{final['eval_two_loss/short']:.3f}" in said
+    found = figures(tmp_path, "--model", tmp_path / "run")
+    assert {name: of["comparisons"] for name, of in found["sets"].items()} == {"one": 9, "two": 7}
+    for name, of in found["sets"].items():
+        loss = of["models"][0]["short"]["loss"]["value"]
+        assert loss == pytest.approx(final[f"eval_{name}_loss/short"], rel=1e-4)
+    assert "== one ==" in capsys.readouterr().out
+    alone = figures(tmp_path, "--model", tmp_path / "run", "--data", two)
+    assert alone["models"] == found["sets"]["two"]["models"]
 
 
 def test_models_are_compared_in_pairs(runs: Path, model: Path, tmp_path: Path) -> None:

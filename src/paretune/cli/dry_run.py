@@ -7,10 +7,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paretune.cli.keys import full_path
 from paretune.cli.summary import table
 from paretune.errors import InputError
 from paretune.objectives import Objective, normalize_weights
+from paretune.training.given import full_path
 
 if TYPE_CHECKING:
     from paretune.cli.train import TrainKeys

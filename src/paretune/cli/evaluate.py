@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.cli.keys import DataKeys, full_path, key, objectives_of
+from paretune.cli.keys import READING, DataKeys, key, objectives_of
 from paretune.cli.rundir import run_record
 from paretune.cli.settings import resolve
 from paretune.cli.summary import table
 from paretune.errors import InputError
 from paretune.objectives import Objective, parse_objectives
+from paretune.training.given import full_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,13 +36,14 @@ is not better than that, or than its complement, may have learnt lengths.
   paretune evaluate --model runs/first --model runs/second --data test.jsonl      # and paired differences
   paretune evaluate --model some/model --ref_model its/base --data test.jsonl --objectives helpful,harmless
 
-What is not given comes from the run.json of the first model that is a run. The reference of an adapter is its base, of
+What is not given comes from the run.json of the first model that is a run; where it held several sets out, or data is a
+mapping {name: FILE, ...}, each set gets its tables. The reference of an adapter is its base, of
 a fully trained run the model it started from, of any other model ref_model or else the first run's.
 """
 
 GROUPS = {
     "What is scored": ["model", "ref_model", "dtype", "batch_size"],
-    "On which data": ["data", "eval_fraction", "format", "ties", "pairs", "on_bad_row", "take", "max_length"],
+    "On which data": ["data", "eval_fraction", *READING, "max_length"],
     "By what": ["objectives", "beta"],
     "What comes out": ["json", "draws", "seed"],
 }
@@ -61,6 +63,9 @@ class EvaluateKeys(DataKeys):
     ties: str | None = key("What a tie of the raco layout means [the run's, else missing].")  # type: ignore[assignment]
     pairs: str | None = key("Pairs made of K scored responses [the run's, else all].")  # type: ignore[assignment]
     on_bad_row: str | None = key("'error' or 'skip' [the run's, else error].")  # type: ignore[assignment]
+    split: str | None = key("Split of a hub data set or folder [the run's for its own data, else train].")  # type: ignore[assignment]
+    streaming: bool | None = key("Read a hub data set without downloading it whole [as split].")  # type: ignore[assignment]
+    conversational: bool | None = key("Turn plain text into messages [the run's, else false].")  # type: ignore[assignment]
     dtype: str = key("auto: as stored; or float32, bfloat16, float16.", "auto")
     batch_size: int = key("Comparisons per forward pass.", 16)
     draws: int = key("Bootstrap draws behind each interval.", 2000)
@@ -81,10 +86,10 @@ def main(argv: list[str]) -> int:
             raise InputError(f"bad {name}", expected="a whole number of at least 1", found=getattr(keys, name))
     names = [full_path(name) for name in ([keys.model] if isinstance(keys.model, str) else keys.model or [])]
     records = [_record(Path(name)) for name in names]
-    run = next((record for record in records if "settings" in record and record.get("objectives")), {})
+    run = next((record for record in records if record.get("objectives")), {})
     settings = {**run.get("settings", {}), **{k: run.get("config", {}).get(k) for k in ("beta", "max_length")}}
     objectives = _objectives(keys, run)
-    rows = read_rows(keys, run, settings, objectives)
+    sets = read_sets(keys, run, settings, objectives)
     for name in names:
         _exists(name)
     references = _references(keys, names, records, objectives)
@@ -92,17 +97,23 @@ def main(argv: list[str]) -> int:
     max_length = keys.max_length if keys.max_length is not None else settings.get("max_length", 2048)
     four_bits = [record.get("settings", {}).get("quantization") == "4bit" for record in records]
     scored = [
-        score(name, reference, rows, objectives, beta, max_length, keys, four_bits=four)
+        score(name, reference, sets, objectives, beta, max_length, keys, four_bits=four)
         for name, reference, four in zip(names, references, four_bits, strict=True)
     ]
-    result = _compare(scored, rows, objectives, keys)
-    result |= {"names": names, "references": references, "beta": beta}
+    about = {"names": names, "references": references, "beta": beta}
+    results = {name: _compare([of[name] for of in scored], rows, objectives, keys) for name, rows in sets.items()}
     if keys.json is not None:
         from paretune.training.record import write_json
 
-        write_json(Path(keys.json).expanduser(), result)
-    print(render(result, [o.name for o in objectives]))
+        alone = results.get(WHOLE)
+        write_json(Path(keys.json).expanduser(), {**(alone if alone is not None else {"sets": results}), **about})
+    for name, result in results.items():
+        heading = f"== {name} ==\n" if name else ""
+        print(heading + render({**result, **about}, [o.name for o in objectives]))
     return 0
+
+
+WHOLE = ""  # the name of a set that is the only one
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -120,10 +131,10 @@ def _objectives(keys: EvaluateKeys, run: dict[str, Any]) -> list[Objective]:
     return parse_objectives(run["objectives"])
 
 
-def read_rows(
+def read_sets(
     keys: EvaluateKeys, run: dict[str, Any], settings: dict[str, Any], objectives: list[Objective]
-) -> Dataset:
-    """The comparisons to score: as given, else the run's held-out ones.
+) -> dict[str, Dataset]:
+    """The comparisons to score, by the name of their set: as given, else the run's held-out ones.
 
     Raises:
         InputError: the run has none, or the data is bad.
@@ -131,21 +142,41 @@ def read_rows(
     data, fraction = keys.data, keys.eval_fraction
     if data is None:
         fraction = fraction if fraction is not None else run.get("config", {}).get("eval_fraction")
-        data = settings.get("eval_data") or (settings.get("data") if fraction is not None else None)
+        source = "data" if fraction is not None else "eval_data"
+        data = settings.get(source)
         if data is None:
+            _in_memory(run, source)
             raise InputError("no data is given, and the run held no rows out", fix="Give it: --data FILE.")
     from paretune.comparisons.formats import read_comparisons
     from paretune.comparisons.rows import split_groups
 
     options = {name: value for name, value in keys.read_options().items() if value is not None}
-    for name in ("format", "ties", "pairs", "on_bad_row", "take"):
-        # a format was named for the run's own data; other data is recognised unless it is said what it is
-        if name not in options and settings.get(name) is not None and (name != "format" or keys.data is None):
+    # said of the run's own data: other data is recognised unless it is said what it is
+    own = {"format", "split", "streaming"} if keys.data is not None else set()
+    for name in READING:
+        if name not in options and settings.get(name) is not None and name not in own:
             options[name] = settings[name]
-    rows, report = read_comparisons(data, objectives=objectives, **options)
-    for warning in report.warnings:
-        logger.warning(warning)
-    return rows if fraction is None else split_groups(rows, fraction)[1]
+    sets = {}
+    for name, part in (data if isinstance(data, dict) and "path" not in data else {WHOLE: data}).items():
+        rows, report = read_comparisons(part, objectives=objectives, **options)
+        for warning in report.warnings:
+            logger.warning(f"{name}: {warning}" if name else warning)
+        sets[str(name)] = rows if fraction is None else split_groups(rows, fraction)[1]
+    return sets
+
+
+def _in_memory(run: dict[str, Any], source: str) -> None:
+    """Raises InputError where the run's rows were given as objects, which have no name to read them by."""
+    what = run.get("in_memory", {}).get(source)
+    if what is None:
+        return
+    marks = [found["rows"]["fingerprint"] for found in run.get("data", {}).values() if found["rows"].get("fingerprint")]
+    raise InputError(
+        "the run was given its rows in memory, where they cannot be read again",
+        where=f"{source} of the run",
+        found=f"{what} (fingerprints: {', '.join(marks)})" if marks else what,
+        fix="Save them to a file and give it: --data FILE.",
+    )
 
 
 def _exists(name: str) -> None:
@@ -173,6 +204,11 @@ def _references(
             found.append(ADAPTERS_OFF)
         else:
             found.append(settings.get("model") if record.get("objectives") else None)
+            if found[-1] is not None and "model" in record.get("in_memory", {}):
+                told = (
+                    "the run started from a model in memory; its reference is taken to be what that was loaded from: %s"
+                )
+                logger.warning(told, found[-1])
     known = next((_named(name, ref) for name, ref in zip(names, found, strict=True) if ref is not None), None)
     if known is None:
         fix = "Name the model that training started from: --ref_model MODEL."
@@ -194,15 +230,15 @@ def _named(name: str, reference: str) -> str:
 def score(
     name: str,
     reference: str | None,
-    rows: Dataset,
+    sets: dict[str, Dataset],
     objectives: list[Objective],
     beta: float,
     max_length: int | None,
     keys: EvaluateKeys,
     *,
     four_bits: bool,
-) -> Margins:
-    """One model's margins on the rows; loads it and lets it go again. An adapter of a 4-bit base gets that base."""
+) -> dict[str, Margins]:
+    """One model's margins on every set; loads it and lets it go again. An adapter of a 4-bit base gets that base."""
     import torch
 
     from paretune.comparisons.tokens import pad_id, tokenize_comparisons
@@ -212,9 +248,13 @@ def score(
     from paretune.policy.reference import Reference, check_reference
 
     tokenizer = load_tokenizer(name)
-    data, tokens = tokenize_comparisons(rows, tokenizer, [o.name for o in objectives], max_length=max_length)
-    for warning in tokens.warnings:
-        logger.warning(warning)
+    tokenized = {}
+    for part, rows in sets.items():
+        tokenized[part], tokens = tokenize_comparisons(
+            rows, tokenizer, [o.name for o in objectives], max_length=max_length
+        )
+        for warning in tokens.warnings:
+            logger.warning(f"{part}: {warning}" if part else warning)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_scored(name, dtype=keys.dtype, quantize=four_bits)
     model = model if four_bits else model.to(device)  # the quantizer has put its weights where they belong
@@ -226,9 +266,11 @@ def score(
         loaded = load_scored(reference, dtype=keys.dtype).to(device)
         check_reference(model, loaded)
         other = Reference("copy", loaded, prepare_scorer(loaded, scorer.layout))
-    return evaluate_margins(
-        model, scorer, other, data, objectives, beta, pad_id=pad_id(tokenizer), batch_size=keys.batch_size
-    )
+    pad, size = pad_id(tokenizer), keys.batch_size
+    return {
+        part: evaluate_margins(model, scorer, other, data, objectives, beta, pad_id=pad, batch_size=size)
+        for part, data in tokenized.items()
+    }
 
 
 def _compare(scored: list[Margins], rows: Dataset, objectives: list[Objective], keys: EvaluateKeys) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from paretune.cli.settings import convert, nearest
 from paretune.errors import InputError
 from paretune.objectives import Objective, parse_objectives
+from paretune.training.given import full_paths
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 def key(help: str, default: Any = None) -> Any:
     return field(default=default, metadata={"help": help})
+
+
+# Options of `read_comparisons` that are keys.
+READING = ("format", "ties", "pairs", "on_bad_row", "take", "split", "streaming", "conversational", "max_pairs")
 
 
 @dataclass
@@ -32,10 +37,14 @@ class DataKeys:
     pairs: str = key("Pairs made of K scored responses: all, best-worst, pareto or conflict.", "all")
     on_bad_row: str = key("'error' stops at a bad row; 'skip' leaves it out and counts it.", "error")
     take: int | None = key("Only the first so many rows of each source.")
+    split: str = key("Split of a hub data set or folder.", "train")
+    streaming: bool = key("Read a hub data set without downloading it whole.", False)
+    conversational: bool = key("Turn plain text into messages, so that a chat template applies.", False)
+    max_pairs: int | None = key("Most pairs that are made of one prompt's K responses.")
 
     def read_options(self) -> dict[str, Any]:
         """For `read_comparisons`."""
-        return {key: getattr(self, key) for key in ("format", "ties", "pairs", "on_bad_row", "take")}
+        return {key: getattr(self, key) for key in READING}
 
 
 @dataclass
@@ -71,23 +80,6 @@ class ModelKeys:
         """For `load_policy`."""
         base = os.path.abspath(os.path.join(os.path.expanduser(output_dir), "base"))
         return {"dtype": self.dtype, "quantize": self.quantization == "4bit", "merged_to": base}
-
-
-def full_path(name: str) -> str:
-    """A local file or directory as an absolute path, so that its name works from any folder; a hub id as it is."""
-    path = os.path.expanduser(name)
-    return os.path.abspath(path) if os.path.exists(path) else name
-
-
-def full_paths(data: Any) -> Any:
-    """The same for data in any of its forms: a path, a list, or {path, …}."""
-    if isinstance(data, str):
-        return full_path(data)
-    if isinstance(data, list):
-        return [full_paths(entry) for entry in data]
-    if isinstance(data, dict):
-        return {k: full_paths(v) if k == "path" or isinstance(v, list | dict) else v for k, v in data.items()}
-    return data
 
 
 def resolved(keys: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from paretune.cli.keys import DataKeys, ModelKeys, full_path, key, lora_config, objectives_of, resolved
+from paretune.cli.keys import READING, DataKeys, ModelKeys, key, lora_config, objectives_of, resolved
 from paretune.cli.rundir import (
     changed_settings,
     check_free,
@@ -18,6 +18,7 @@ from paretune.cli.rundir import (
 )
 from paretune.cli.settings import make_config, resolve
 from paretune.cli.train import with_defaults
+from paretune.training.given import full_path
 
 INTRO = """
 paretune sft [CONFIG.yaml] [--key value ...]
@@ -36,8 +37,7 @@ comparisons, target says what to imitate: reference, a, b, or preferred (by the 
 GROUPS = {
     "What is trained": ["model", "lora", "dtype", "quantization"],
     "On which data": [
-        *["data", "target", "objectives", "eval_data", "eval_fraction", "format", "ties", "pairs", "on_bad_row"],
-        *["take", "max_length"],
+        *["data", "target", "objectives", "eval_data", "eval_fraction", *READING, "max_length"],
     ],
     "How": [
         *["learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"],

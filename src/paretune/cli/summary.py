@@ -30,16 +30,36 @@ def summary(record: dict[str, Any], history: Sequence[dict[str, Any]], output_di
     for name in names:
         row = [name, f"{weights[name]:.3f}", _number(mean(train, f"combine/effective_weight/{name}"))]
         for prefix, source in (("", last), ("eval_", evaluation))[: 1 + held_out]:
-            row += [
-                _number(source.get(f"{prefix}loss/{name}")),
-                _number(source.get(f"{prefix}rewards/margins/{name}"), "+.3f"),
-                _share(source.get(f"{prefix}rewards/accuracies/{name}")),
-            ]
+            row += _row_of(prefix, source, name)[1:]
         rows.append(row)
     lines = [table(head, rows), ""]
+    for part in _named_sets(evaluation, names):
+        lines += [table([f"held-out {part}", *head[3:6]], [_row_of(f"eval_{part}_", evaluation, n) for n in names]), ""]
     lines += _conflicts(train, len(names))
     lines += _closing(record, history, output_dir)
     return "\n".join(lines)
+
+
+def _row_of(prefix: str, source: dict[str, Any], name: str) -> list[str]:
+    """An objective's loss, margin and accuracy."""
+    return [
+        name,
+        _number(source.get(f"{prefix}loss/{name}")),
+        _number(source.get(f"{prefix}rewards/margins/{name}"), "+.3f"),
+        _share(source.get(f"{prefix}rewards/accuracies/{name}")),
+    ]
+
+
+def _named_sets(evaluation: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Names of the evaluation sets, where there are several: `eval_<set>_loss/<objective>`."""
+    ends = tuple(f"_loss/{name}" for name in names)
+    return list(
+        dict.fromkeys(
+            key.removeprefix("eval_").rpartition("_loss/")[0]
+            for key in evaluation
+            if key.startswith("eval_") and key.endswith(ends)
+        )
+    )
 
 
 def _conflicts(train: Sequence[dict[str, Any]], count: int) -> list[str]:

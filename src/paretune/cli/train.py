@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paretune.cli.keys import DataKeys, ModelKeys, full_path, key, lora_config, objectives_of, resolved
+from paretune.cli.keys import READING, DataKeys, ModelKeys, key, lora_config, objectives_of, resolved
 from paretune.cli.rundir import (
     changed_settings,
     check_free,
@@ -18,6 +18,7 @@ from paretune.cli.rundir import (
 )
 from paretune.cli.settings import make_config, resolve
 from paretune.objectives import Objective
+from paretune.training.given import full_path
 
 if TYPE_CHECKING:
     from paretune.training.config import RACOConfig
@@ -42,7 +43,7 @@ rule: shorter}}'. In the YAML file the same keys stand one per line. Numbers in 
 GROUPS = {
     "What is aligned": ["model", "ref_model", "lora", "dtype", "quantization"],
     "On which data": [
-        *["data", "eval_data", "eval_fraction", "format", "ties", "pairs", "on_bad_row", "take", "max_length"],
+        *["data", "eval_data", "eval_fraction", *READING, "max_length"],
     ],
     "To what": ["objectives", "beta", "combiner", "c", "clip", "normalize", "normalize_gradients"],
     "How": [
@@ -106,7 +107,7 @@ def main(argv: list[str]) -> int:
     with no_new_folder(args.output_dir):  # an error before training leaves no empty folder behind
         trainer = _build(keys, args, objectives, adapter)
         record = trainer.record
-        record.content["settings"] = resolved(keys)
+        record.content["settings"] |= resolved(keys)
         if checkpoint is not None:
             check_same_data(record.content, args.output_dir)
             record.say(*changed_settings(record.content, args.output_dir, plain(args.to_dict())))
@@ -162,7 +163,8 @@ def run(trainer: RACOTrainer, checkpoint: str | None) -> None:
 def _evaluated(trainer: RACOTrainer) -> bool:
     """Whether the last step's model was evaluated; not where an earlier one was loaded back as the best."""
     step = trainer.state.global_step
-    last = any("eval_loss" in line and line["step"] == step for line in trainer.state.log_history)
+    ends = [[k for k in line if k.startswith("eval_") and k.endswith("_loss")] for line in trainer.state.log_history]
+    last = any(found and line["step"] == step for found, line in zip(ends, trainer.state.log_history, strict=True))
     return last and not trainer.args.load_best_model_at_end
 
 

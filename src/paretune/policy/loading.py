@@ -66,6 +66,7 @@ def load_policy(
     """
     check_model_path(name)
     path = os.path.expanduser(name)
+    path = os.path.abspath(path) if os.path.exists(path) else path  # new adapters name it as their base, for any folder
     options: dict[str, Any] = {"dtype": torch.float32 if full else _dtype(dtype)}
     if quantize:
         if full:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ProgressCallback
 
 from paretune.objectives import Objective, as_dicts
+from paretune.training.given import given_settings
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +175,10 @@ class RunRecord:
             if notice not in self.content["notices"]:
                 self.content["notices"].append(notice)
                 logger.warning(notice)
+
+    def given(self, *arguments: Any) -> None:
+        """Keeps what the trainer was given: `settings` and `in_memory` of `given_settings`."""
+        self.content["settings"], self.content["in_memory"] = given_settings(*arguments)
 
     def data(self, name: str, report: dict[str, Any], tokens: dict[str, Any]) -> None:
         """Keeps what reading and tokenizing one data set found."""

@@ -70,13 +70,14 @@ def read_responses(
             one is the response; of comparisons: "reference", "a", "b", or "preferred", the side that the objectives'
             weighted labels prefer (rows without a winner are left out and counted).
         objectives: of "preferred"; None takes every label with equal weight.
-        options: of `read_comparisons`; without a target only `on_bad_row`, `take` and `format: auto` mean something.
+        options: of `read_comparisons`; without a target only `on_bad_row`, `take`, `split`, `streaming` and
+            `format: auto` mean something.
 
     Raises:
         InputError: bad data, an unknown target, or no row left.
     """
     if target is None:
-        return _plain_rows(data, options.get("on_bad_row", "error"), options.get("take"))
+        return _plain_rows(data, **{k: v for k, v in options.items() if k in _PLAIN})
     if target not in TARGETS:
         raise InputError("bad target", expected=f"one of {', '.join(TARGETS)}", found=target)
     rows, report = read_comparisons(data, objectives=objectives, **options)
@@ -109,11 +110,16 @@ def _target(row: dict[str, Any], target: str, weights: dict[str, float]) -> Any:
     return row[f"response_{target}"]
 
 
-def _plain_rows(data: Any, on_bad_row: str, take: int | None) -> tuple[Dataset, dict[str, Any]]:
+_PLAIN = ("on_bad_row", "take", "split", "streaming")  # options that mean something without comparisons
+
+
+def _plain_rows(
+    data: Any, on_bad_row: str = "error", take: int | None = None, split: str = "train", streaming: bool = False
+) -> tuple[Dataset, dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     skips: dict[str, int] = {}
     for source in list_sources(data, "auto"):
-        for where, record in open_source(source, split="train", streaming=False):
+        for where, record in open_source(source, split=split, streaming=streaming):
             try:
                 if isinstance(record, BadRow):
                     raise record

@@ -96,6 +96,7 @@ class RACOTrainer(Trainer):
         check_output(args.output_dir)
         self.objectives = normalize_weights(list(objectives))
         self.record = RunRecord(args, list(objectives), self.objectives)
+        self.record.given(model, ref_model, peft_config, train_dataset, eval_dataset, data_options, model_options)
         name = model if isinstance(model, str) else str(model.config.name_or_path)
         tokenizer = processing_class or load_tokenizer(name)
         self.train_data, self.eval_data = prepare_sets(
