@@ -80,7 +80,9 @@ class RACOConfig(TrainingArguments):
         default=5,
         metadata={"help": "Steps in a row with non-finite gradients before the run stops."},
     )
-    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize; null: as many as rows and cores are worth."}
+    )
 
     def __post_init__(self) -> None:
         for name, (low, high) in {"c": (0.0, 1.0), "beta": (0.0, math.inf), "tau": (0.0, 1.0)}.items():

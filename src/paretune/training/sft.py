@@ -50,7 +50,9 @@ class SFTConfig(TrainingArguments):
     eval_fraction: float | None = field(
         default=None, metadata={"help": "Share of the data held out for evaluation; no group or prompt is cut."}
     )
-    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize; null: as many as rows and cores are worth."}
+    )
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
