@@ -150,6 +150,12 @@ def test_impossible_labellings_are_refused(options: dict, word: str) -> None:
         Labelling(**options)
 
 
+def test_other_noise_leaves_exact_labels_exact() -> None:
+    assert Labelling(kappa=(2.0, math.inf), flip=0.1).with_kappa(6.0) == Labelling(kappa=(6.0, math.inf), flip=0.1)
+    assert PRESETS["clean"].with_kappa(6.0) == replace(PRESETS["clean"], kappa=6.0)
+    assert PRESETS["conflict-60"].with_kappa(6.0) == PRESETS["conflict-60"]
+
+
 def test_what_does_not_fit_is_refused() -> None:
     a, b = rewards(n=5)
     rng = np.random.default_rng(0)

@@ -51,7 +51,7 @@ def table(world: dict[str, Any]) -> str:
         "  " + f"{'method':10s} {'weights':16s}" + "".join(f"{name:>24s}" for name in names) + f"{'KL, nats':>10s}"
     )
     rows: list[tuple[str, str, dict[str, Any]]] = [("base", "", world["base"])]
-    rows += [("single", name, point) for name, point in world["ceilings"].items()]
+    rows += [("single", name, point) for name, points in world["ceilings"].items() for point in points]
     for point in sorted(world["points"], key=lambda p: (p["method"], list(p["weights"].values()), p["seed"])):
         weights = "" if point["method"] == "mgda" else " ".join(f"{w:.2f}" for w in point["weights"].values())
         rows.append((point["method"], weights, point))

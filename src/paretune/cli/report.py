@@ -4,8 +4,8 @@ paretune report runs/first
 paretune report runs/linear runs/raco -o compared.html
 paretune report DEMO_DIR
 
-The page is one file that needs no network: the front (of a demo, or of runs with the same held-out rows), every point's runs,
-the conflict over time, what the combination did, what the runs warned of, and how to reproduce them.
+The page is one file that needs no network: the front (of a demo, or of runs with the same held-out rows), every
+point's runs, the conflict over time, what the combination did, what the runs warned of, and how to reproduce them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from paretune.evaluation.sample import Samples, sample
 from paretune.objectives import Objective
 from paretune.pipelines.workers import quiet_worker
 from paretune.sandbox import WORLDS
-from paretune.sandbox.labels import PRESETS
+from paretune.sandbox.labels import PRESETS, Labelling
 from paretune.sandbox.language import BASE_STEPS, make_items, sample_rows, train_base
 from paretune.sandbox.world import Item, World
 from paretune.training.config import RACOConfig
@@ -40,7 +41,8 @@ class Plan:
     """How much the demo does; the defaults end within five minutes on two cores.
 
     `methods` take every weighting; "mgda" ignores weights and takes the even one only. `labelling` is a preset of
-    `sandbox.labels` with `kappa` (inverse noise of the labellers) for these worlds' rewards, which differ by 0.1 to 1.
+    `sandbox.labels` with `kappa` (inverse noise of the labellers) for these worlds' rewards, which differ by 0.1 to 1;
+    a preset whose labels follow the rewards exactly keeps doing so.
     """
 
     worlds: tuple[str, ...] = ("summaries", "safety")
@@ -60,10 +62,30 @@ class Plan:
     base_steps: int = BASE_STEPS
     workers: int = 2
 
+    def labels(self) -> Labelling:
+        """How this plan's comparisons are labelled."""
+        return PRESETS[self.labelling].with_kappa(self.kappa)
+
     def digest(self) -> str:
-        """Identifies what is computed (not by how many workers), so that a changed plan starts afresh."""
-        content = {k: v for k, v in asdict(self).items() if k != "workers"}
+        """Identifies how a cell is computed, by which plan and code, so that a change of either starts afresh.
+
+        Seeds name cells and workers change nothing: more of them go on from what is there.
+        """
+        content = {k: v for k, v in asdict(self).items() if k not in ("workers", "seeds")} | {"code": code_digest()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def code_digest() -> str:
+    """Identifies the code that results come from: ours (but what only shows them), and the packages that compute."""
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if not name.startswith(("cli/", "evaluation/report/")):
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    used = {name: versions().get(name) for name in ("torch", "transformers")}
+    digest.update(json.dumps(used, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -142,8 +164,7 @@ def prepare_world(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
     world, started = WORLDS[name], time.perf_counter()
     base = train_base(world, seed=0, steps=plan.base_steps)
     trained = time.perf_counter() - started
-    labelling = replace(PRESETS[plan.labelling], kappa=plan.kappa)
-    rows = sample_rows(world, base, plan.prompts, plan.pairs_per_prompt, labelling, seed=0)
+    rows = sample_rows(world, base, plan.prompts, plan.pairs_per_prompt, plan.labels(), seed=0)
     data = folder / name / "train.jsonl"
     data.parent.mkdir(parents=True, exist_ok=True)
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -223,7 +244,9 @@ def run_cell(plan: Plan, cell: Cell, base: str, folder: Path) -> dict[str, Any]:
         disable_tqdm=True,
         report_to="none",
     )
-    objectives = [Objective(o, weight=w) for o, w in zip(world.objectives, cell.weights, strict=True)]
+    betas = plan.labels().betas(plan.beta, len(world.objectives))
+    given = zip(world.objectives, cell.weights, betas, strict=True)
+    objectives = [Objective(o, weight=w, beta=beta) for o, w, beta in given]
     trainer = RACOTrainer(base, args, objectives, str(folder / cell.world / "train.jsonl"))
     trainer.train()
     items, tokenizer = held_out(plan, world), AutoTokenizer.from_pretrained(base)
@@ -241,7 +264,7 @@ def run_demo(folder: Path, plan: Plan, say: Callable[[str], None]) -> dict[str, 
     """Runs what is not yet there, in parallel processes, and writes `result.json`.
 
     Args:
-        folder: where everything goes; cells of different plans do not meet, each plan has its own subfolder.
+        folder: where everything goes; cells of different plans or code do not meet, each has its own subfolder.
         plan: how much.
         say: receives a line of progress now and then.
     """
@@ -249,7 +272,7 @@ def run_demo(folder: Path, plan: Plan, say: Callable[[str], None]) -> dict[str, 
     result = folder / "result.json"
     if result.exists():
         content = json.loads(result.read_text(encoding="utf-8"))
-        if content.get("runs") == place.name:
+        if content.get("runs") == place.name and content.get("seeds") == list(plan.seeds):
             return content
     started = time.perf_counter()
     context = multiprocessing.get_context("spawn")
@@ -291,9 +314,9 @@ def assemble(
     plan: Plan, world: World, prepared: dict[str, Any], found: dict[Cell, dict[str, Any]], runs: str
 ) -> dict[str, Any]:
     """One world's part of `result.json`; `runs` is the folder of its runs, beside that file."""
-    cells = [cell for cell in make_cells(plan, world)]
+    cells = make_cells(plan, world)
     points: list[dict[str, Any]] = []
-    ceilings: dict[str, dict[str, Any]] = {}
+    ceilings: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
         weights = dict(zip(world.objectives, cell.weights, strict=True))
         figures = {k: v for k, v in found[cell].items() if k != "texts"}
@@ -305,7 +328,7 @@ def assemble(
             **figures,
         }
         if cell.method == "single":
-            ceilings.setdefault(max(weights, key=weights.__getitem__), point)
+            ceilings.setdefault(max(weights, key=weights.__getitem__), []).append(point)
         else:
             points.append(point)
     return {

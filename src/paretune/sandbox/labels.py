@@ -11,7 +11,7 @@ one seed two presets differ only in what they say they differ in.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,12 @@ class Labelling:
         _check("tie", self.tie, 0.0, math.inf)
         if self.conflict is not None:
             _check("conflict", self.conflict, 0.0, 1.0)
+
+    def with_kappa(self, kappa: float) -> Labelling:
+        """The same with other noise, in units of a world's rewards; labels that follow the rewards exactly still do."""
+        own = self.kappa if isinstance(self.kappa, tuple) else (self.kappa,)
+        changed = tuple(math.inf if math.isinf(one) else kappa for one in own)
+        return replace(self, kappa=changed if isinstance(self.kappa, tuple) else changed[0])
 
     def betas(self, beta: float, m: int) -> list[float]:
         """The m objectives' inverse temperatures in a run with `beta`."""

@@ -88,7 +88,13 @@ def made_world(folder: Path, name: str, units: dict[str, str], seeds: Sequence[i
             }
             for w in weightings(m)
         ],
-        "ceilings": {o: {"scores": {k: 0.75 if k == o else 0.2 for k in objectives}, "kl": 4.0} for o in objectives},
+        "ceilings": {
+            o: [
+                {"scores": {k: (0.75 if k == o else 0.2) + seed / 100 for k in objectives}, "kl": 4.0, "seed": seed}
+                for seed in seeds
+            ]
+            for o in objectives
+        },
         "hacks": {"always empty": {"scores": dict.fromkeys(objectives, 0.0)}},
         "points": points,
         "examples": made_examples(objectives),

@@ -22,6 +22,19 @@ def test_a_demo_brings_its_points_and_their_runs(demo: Path) -> None:
     assert summaries.units["conciseness"] == LONG_UNIT
     assert summaries.base is not None and summaries.base_n == 200
     assert found.facts["seeds"] == [0, 1] and "worlds" not in found.facts
+    assert {name: [p.seed for p in own] for name, own in safety.ceilings.items()} == {
+        "helpful": [0, 1], "harmless": [0, 1],
+    }  # fmt: skip
+
+
+def test_a_result_with_one_ceiling_each_is_read(demo: Path, tmp_path: Path) -> None:
+    result = json.loads((demo / "result.json").read_text())
+    for world in result["worlds"]:
+        world["ceilings"] = {name: own[0] for name, own in world["ceilings"].items()}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    found = load(tmp_path)
+    assert isinstance(found, Demo)
+    assert [len(own) for world in found.worlds for own in world.ceilings.values()] == [1] * 5
 
 
 def test_a_run_and_a_line_cut_short(tmp_path: Path) -> None:

@@ -97,7 +97,9 @@ def test_every_point_says_its_weights_scores_and_runs(tree: Node) -> None:
                 assert means and all(f"{run}0" in tip and f"{run}1" in tip for tip in means), run
                 assert all(re.search(f"{name}: −?[01]\\.", tip) for tip in means for name in units)
                 assert any(tip.startswith(f"{shown}, one run, seed 1") and f"{run}1" in tip for tip in tips), run
-    for mark in ("base, before training", "oracle", "trained on helpful alone"):
+    for seeds in ("mean of 2 runs (seed 0, 1)", "one run, seed 1"):
+        assert any(n.attributes["data-tip"].startswith(f"trained on helpful alone, {seeds}") for n in marks)
+    for mark in ("base, before training", "oracle"):
         assert any(n.attributes["data-tip"].startswith(mark) for n in marks)
     for node in tree.walk():
         if "tip" in node.classes:  # without the script: the browser's own

@@ -222,7 +222,7 @@ def volumes(world: World) -> Volumes | None:
     if not 2 <= len(world.objectives) <= 3 or not common:
         return None
     shown = [*world.points, *([world.base] if world.base else [])]
-    best_of = [*shown, *world.oracle, *world.ceilings.values()]
+    best_of = [*shown, *world.oracle, *world.every_ceiling]
     reference, best = {}, {}
     for name in world.objectives:
         best[name] = max(point.scores[name] for point in best_of)

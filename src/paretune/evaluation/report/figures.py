@@ -42,11 +42,11 @@ def legend_of(world: World) -> list[tuple[str, str]]:
     return [(draw.swatch(*draw.method_look(method, methods)), method_name(method)) for method in methods]
 
 
-def group_tip(world: World, group: Group) -> str:
-    """What a point of the front is: method, weights, scores, KL, its runs."""
+def group_tip(world: World, group: Group, what: str = "") -> str:
+    """What a point of the front is: method (or `what` it is), weights, scores, KL, its runs."""
     n = len(group.points)
-    seeds = ", ".join(str(seed) for seed in seeds_of(group.points))
-    lines = [f"{method_name(group.method)}, {'one seed' if n == 1 else f'mean of {n} runs'} (seed {seeds})"]
+    seeds = ", ".join("not recorded" if seed is None else str(seed) for seed in seeds_of(group.points))
+    lines = [f"{what or method_name(group.method)}, {'one seed' if n == 1 else f'mean of {n} runs'} (seed {seeds})"]
     lines += _weight_lines(world, group.weights)
     for name in world.objectives:
         values = [point.scores[name] for point in group.points]
@@ -136,7 +136,7 @@ def _front_caption(world: World, *, closer: bool) -> str:
 
 
 def _crowded(world: World, a: str, b: str) -> bool:
-    shown = [*world.points, *world.oracle, *world.ceilings.values(), *([world.base] if world.base else [])]
+    shown = [*world.points, *world.oracle, *world.every_ceiling, *([world.base] if world.base else [])]
 
     def spread(points: Sequence[Point], name: str) -> float:
         values = [point.scores[name] for point in points]
@@ -189,9 +189,13 @@ def _landmarks(world: World, marks: _Marks, a: str, b: str) -> None:
     hollow: Any = {"markerfacecolor": PAPER, "markersize": 6}
     for point in oracle:
         marks.add(point.scores[a], point.scores[b], point_tip(world, point, "oracle"), "D", color=MUTED, **hollow)
-    for name, point in world.ceilings.items():
-        tip = point_tip(world, point, f"trained on {name} alone")
-        marks.add(point.scores[a], point.scores[b], tip, "^", color=INK, **(hollow | {"markersize": 8}))
+    for name, points in world.ceilings.items():
+        ceiling, small = Group("ceiling", points[0].weights, points), hollow | {"markersize": 4}
+        for point in points if len(points) > 1 else ():
+            tip = point_tip(world, point, f"trained on {name} alone, one run, {seed_text(point.seed)}")
+            marks.add(point.scores[a], point.scores[b], tip, "^", color=INK, alpha=0.5, **small)
+        tip = group_tip(world, ceiling, f"trained on {name} alone")
+        marks.add(ceiling.mean(a), ceiling.mean(b), tip, "^", color=INK, **(hollow | {"markersize": 8}))
     if world.base:
         tip = point_tip(world, world.base, "base, before training")
         marks.add(world.base.scores[a], world.base.scores[b], tip, "*", color=INK, markersize=11)
@@ -216,15 +220,16 @@ def gains_by_kl(world: World, key: str) -> Plots | None:
             if group.kl is not None:
                 tip, style = group_tip(world, group), {"color": color, "markeredgecolor": PAPER, "markersize": 7}
                 marks.add(group.kl, group.mean(name) - base, tip, marker, **style)
-        for trained, point in world.ceilings.items():
-            if point.kl is not None:
-                tip = point_tip(world, point, f"trained on {trained} alone")
+        for trained, points in world.ceilings.items():
+            ceiling = Group("ceiling", points[0].weights, points)
+            if ceiling.kl is not None:
+                tip = group_tip(world, ceiling, f"trained on {trained} alone")
                 style = {"color": INK, "markerfacecolor": PAPER, "markersize": 8}
-                marks.add(point.kl, point.scores[name] - base, tip, "^", **style)
+                marks.add(ceiling.kl, ceiling.mean(name) - base, tip, "^", **style)
         marks.add(0.0, 0.0, point_tip(world, world.base, "base, before training"), "*", color=INK, markersize=11)
         panels.append(draw.svg(figure, f"{key}-kl-{i}", f"Gain in {name} against KL", marks.tips))
     legend = [*legend_of(world), (draw.swatch(INK, "*"), "base")]
-    if any(point.kl is not None for point in world.ceilings.values()):
+    if any(point.kl is not None for point in world.every_ceiling):
         legend.append((draw.swatch(INK, "^", hollow=True), "trained on one objective alone"))
     caption = (
         "What each method gained over the base on each objective, against how far it moved from the reference. Compare "

@@ -57,7 +57,7 @@ class World:
     base: Point | None = None
     base_n: int | None = None
     oracle: list[Point] = field(default_factory=list)
-    ceilings: dict[str, Point] = field(default_factory=dict)
+    ceilings: dict[str, list[Point]] = field(default_factory=dict)  # trained on one objective alone, a run per seed
     hacks: dict[str, Point] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
@@ -69,12 +69,17 @@ class World:
     @property
     def every_run(self) -> list[Run]:
         """The points' runs and those of the ceilings."""
-        return self.runs + [point.run for point in self.ceilings.values() if point.run is not None]
+        return self.runs + [point.run for point in self.every_ceiling if point.run is not None]
+
+    @property
+    def every_ceiling(self) -> list[Point]:
+        """The ceilings of all objectives and seeds."""
+        return [point for points in self.ceilings.values() for point in points]
 
     @property
     def missing(self) -> list[str]:
         """Runs that points name and that are not there."""
-        points = [*self.points, *self.ceilings.values()]
+        points = [*self.points, *self.every_ceiling]
         return [point.run_name for point in points if point.run is None and point.run_name]
 
 
@@ -238,7 +243,10 @@ def _world(world: Mapping[str, Any], root: Path) -> World:
         base=point(world["base"], "base") if world.get("base") else None,
         base_n=(world.get("base") or {}).get("n"),
         oracle=[point(entry, "oracle") for entry in world.get("oracle") or []],
-        ceilings={str(k): point(v, "ceiling") for k, v in (world.get("ceilings") or {}).items()},
+        ceilings={  # of results of older versions, one run
+            str(k): [point(entry, "ceiling") for entry in ([v] if isinstance(v, Mapping) else v)]
+            for k, v in (world.get("ceilings") or {}).items()
+        },
         hacks={str(k): point(v, "hack") for k, v in (world.get("hacks") or {}).items()},
         examples=[dict(example) for example in world.get("examples") or []],
         data=dict(world.get("data") or {}),

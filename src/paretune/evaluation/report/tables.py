@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paretune.evaluation.report.blocks import Examples, Table, method_name, number, share, weights_text
-from paretune.evaluation.report.facts import Volumes, effective_weights, equal_kl, groups, seeds_of, volumes
+from paretune.evaluation.report.facts import Group, Volumes, effective_weights, equal_kl, groups, seeds_of, volumes
 from paretune.evaluation.report.figures import axis_name
 from paretune.evaluation.report.load import Point, Run, World, held_out_rows, last
 
@@ -15,20 +15,11 @@ def points(world: World) -> Table:
     """Everything the front shows, and the scripted hacks that it leaves out."""
     several = len(seeds_of(world.points)) > 1
     rows = [_mark_row(world, "base", world.base)] if world.base else []
-    rows += [_mark_row(world, f"{name} alone", point) for name, point in world.ceilings.items()]
+    for name, own in world.ceilings.items():
+        rows.append(_group_row(world, f"{name} alone", Group("ceiling", own[0].weights, own)))
     rows += [_mark_row(world, "oracle", point) for point in world.oracle]
     rows += [_mark_row(world, f"hack: {name}", point) for name, point in world.hacks.items()]
-    for group in groups(world):
-        cells = [method_name(group.method), weights_text(group.weights, world.objectives)]
-        for name in world.objectives:
-            values = [point.scores[name] for point in group.points]
-            text = number(group.mean(name))
-            if len(values) > 1:
-                text += f" ({number(min(values))} to {number(max(values))})"
-            elif name in group.points[0].ci:
-                text += f" [{number(group.points[0].ci[name][0])}, {number(group.points[0].ci[name][1])}]"
-            cells.append(text)
-        rows.append([*cells, number(group.kl, ".2f"), str(len(group.points))])
+    rows += [_group_row(world, method_name(group.method), group) for group in groups(world)]
     caption = "Mean scores"
     caption += ", with the range over runs in round brackets" if several else ""
     caption += ", with 95 % intervals over prompts in square ones" if any(p.ci for p in world.points) else ""
@@ -37,6 +28,19 @@ def points(world: World) -> Table:
     caption += " Hacks are scripted answers that no model gave; they are not drawn." if world.hacks else ""
     head = ["method", "weights", *(axis_name(world, name) for name in world.objectives), "KL, nats", "runs"]
     return Table(head, rows, caption, words=2)
+
+
+def _group_row(world: World, what: str, group: Group) -> list[str]:
+    cells = [what, weights_text(group.weights, world.objectives)]
+    for name in world.objectives:
+        values = [point.scores[name] for point in group.points]
+        text = number(group.mean(name))
+        if len(values) > 1:
+            text += f" ({number(min(values))} to {number(max(values))})"
+        elif name in group.points[0].ci:
+            text += f" [{number(group.points[0].ci[name][0])}, {number(group.points[0].ci[name][1])}]"
+        cells.append(text)
+    return [*cells, number(group.kl, ".2f"), str(len(group.points))]
 
 
 def _mark_row(world: World, what: str, point: Point) -> list[str]:
