@@ -35,7 +35,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit that this code runs from, with "+" where files differ from it; None outside a repository."""
+    """The git commit that this code runs from, with "+" where files differ from it; None where git does not hold it.
+
+    A package that was installed inside someone's repository lies in it without being of it: its commit is not ours.
+    """
 
     def git(*words: str) -> str | None:
         try:
@@ -46,6 +49,8 @@ def commit() -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
     head = git("rev-parse", "HEAD")
     return head and head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
