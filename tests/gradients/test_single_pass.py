@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from paretune.comparisons.batches import collate
-from paretune.gradients import GradientStack, RowLayers, trainable_parameters
+from paretune.gradients import GradientStack, RowLayers, row_layers, trainable_parameters
 from paretune.losses import LogProbs, batch_losses
 from paretune.objectives import Objective
 from paretune.policy.logprobs import Scorer, prepare_scorer, response_logprobs
@@ -220,6 +220,30 @@ def test_autocast_is_handled_inside() -> None:
         each, _ = ours(model, rows, objs, scorer, [5], one_pass=False)
     assert all(single.buffer(name).dtype == torch.float32 for name in single.parameters)
     assert error(each, truth) > 1e-4 and error(single, truth) <= 1.5 * error(each, truth)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_ways_of_forming_a_matrix_gradient(family: str, adapted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows formed and mixed, or the signal scaled for every objective: what is faster decides, by shapes."""
+    model = make_model(family, dtype=torch.float64)
+    model = with_lora(model) if adapted else model
+    rows, objs = made_comparisons(6, 4, seed=12), objectives(4)
+    truth, scorer = plain_gradients(model, rows, objs), prepare_scorer(model)
+    asked: list[int] = []
+    for better in (False, True):
+        monkeypatch.setattr(row_layers, "_better_scaled", lambda m, *_, better=better: asked.append(m) or better)
+        found, _ = ours(model, rows, objs, scorer, [4, 2])
+        assert error(found, truth) <= 1e-6
+    assert set(asked) == {4}
+
+
+def test_what_decides_between_the_two_ways() -> None:
+    wide, short, thin = torch.zeros(4, 480, 512), torch.zeros(4, 20, 512), torch.zeros(4, 480, 16)
+    better = row_layers._better_scaled
+    assert better(1, wide, wide) and not better(2, wide, wide)  # one objective: nothing to mix
+    assert better(2, short, short) and not better(8, short, short)
+    assert not better(1, thin, wide)
 
 
 def test_a_plain_backward_pass_through_prepared_layers_is_refused() -> None:

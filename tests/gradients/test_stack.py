@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paretune.combine import raco
-from paretune.gradients import GradientStack, joined
+from paretune.gradients import GradientStack, gram, joined
 
 
 def made_stack(sizes: list[int], m: int, dtype: torch.dtype = torch.float32) -> GradientStack:
@@ -106,6 +106,27 @@ def test_rows_are_mixed_into_the_stack(dtype: torch.dtype) -> None:
     stack.add_rows("p", [(slopes, rows)])
     tolerance = 1e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(stack.buffer("p").float(), 2 * slopes @ rows, rtol=tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scaled_signal_adds_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paretune.gradients.stack.TRANSIENT", 4 * 3 * 7 * 2)  # two of the five outputs at once
+    stack = GradientStack({"p": nn.Parameter(torch.zeros(5, 7))}, 3, dtype=dtype)
+    slopes, left, right = torch.randn(3, 4), torch.randn(4, 6, 5), torch.randn(4, 6, 7)
+    wanted = torch.einsum("mr,rto,rti->moi", slopes, left, right).flatten(1)
+    stack.add_matrix("p", slopes, left, right)
+    stack.add_matrix("p", slopes, left, right)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(stack.buffer("p").float(), 2 * wanted, rtol=tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("side", [1, 8])
+def test_blocks_side_by_side_give_the_same_gram(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU takes several blocks as the rows of one tile."""
+    monkeypatch.setattr(gram, "blocks_per_tile", lambda m, device: side)
+    stack = made_stack([200_000, 3, 90_001], 3)
+    exact = whole(stack) @ whole(stack).T
+    torch.testing.assert_close(stack.gram(exact=True), exact, rtol=1e-12, atol=1e-9)
 
 
 def test_stacks_join() -> None:

@@ -19,6 +19,9 @@ _BLOCK = 1 << 12
 # told at 1e-10 of the trace (`combine.raco`, tau squared), far below what float32 products leave.
 _DEPENDENT = 1e-5
 
+# Bytes of weight gradients that exist at once outside of the m that are kept.
+TRANSIENT = 1 << 28
+
 
 def block_gram(buffer_MP: Tensor, *, exact: bool = False) -> Tensor:
     """(m, m) float64 on the buffer's device: float32 products within blocks of columns, summed in float64.
@@ -29,14 +32,26 @@ def block_gram(buffer_MP: Tensor, *, exact: bool = False) -> Tensor:
     """
     m, columns = buffer_MP.shape
     sums = torch.zeros(m, m, dtype=torch.float64, device=buffer_MP.device)
-    whole = columns // _BLOCK * _BLOCK
-    blocks_BMK = buffer_MP[:, :whole].unflatten(1, (-1, _BLOCK)).transpose(0, 1)
-    at_once = 64 if buffer_MP.device.type == "cpu" else 1024  # what stays in the cache; what fills the device
+    side = blocks_per_tile(m, buffer_MP.device)
+    at_once = 64 if buffer_MP.device.type == "cpu" else 1024 // side  # what stays in the cache; what fills the device
+    whole = columns // (_BLOCK * side) * _BLOCK * side
+    blocks_BSMK = buffer_MP[:, :whole].unflatten(1, (-1, side, _BLOCK)).permute(1, 2, 0, 3)
+    rest = buffer_MP[None, None, :, whole:]
     with _full_float32(buffer_MP.device):
-        for blocks in (*blocks_BMK.split(at_once), buffer_MP[None, :, whole:]):
+        for blocks in (*blocks_BSMK.split(at_once), *(part for part in rest.split(_BLOCK, dim=3))):
             blocks = blocks.double() if exact else blocks.to(torch.promote_types(blocks.dtype, torch.float32))
-            sums += (blocks @ blocks.mT).sum(0, dtype=torch.float64)
+            rows = blocks.flatten(1, 2)
+            products = (rows @ rows.mT).unflatten(2, (-1, m)).unflatten(1, (-1, m))
+            sums += products.diagonal(dim1=1, dim2=3).sum((0, 3), dtype=torch.float64)
     return sums
+
+
+def blocks_per_tile(m: int, device: torch.device) -> int:
+    """How many blocks of m rows are multiplied as one matrix, of whose products only those within a block count.
+
+    A GPU multiplies tiles of 32 rows or more, filled or not. A CPU would compute the rest for nothing.
+    """
+    return 1 if device.type == "cpu" else max(1, 32 // m)
 
 
 def needs_float64(gram: Tensor) -> bool:
@@ -60,6 +75,48 @@ def add_mixed(buffer_MP: Tensor, parts: Iterable[tuple[Tensor, Tensor]], *, fres
         else:
             buffer_MP.add_((slopes @ rows).to(buffer_MP.device))
         fresh = False
+
+
+def add_scaled(
+    buffer_MP: Tensor, slopes_MR: Tensor, left_RTO: Tensor, right_RTI: Tensor, *, fresh: bool, bytes_at_once: int
+) -> None:
+    """Adds the gradient of a matrix, sum_rt slopes[i, r] left[r, t] (x) right[r, t], by one product per objective.
+
+    Costs the product m times, but forms no row's gradient: the better way where m is small or rows are short.
+
+    Args:
+        buffer_MP: m gradients of an (O, I) matrix.
+        slopes_MR: float32 at least.
+        left_RTO, right_RTI: the two factors.
+        fresh: what the buffer holds does not count.
+        bytes_at_once: bound on what is formed outside of the buffer, by slices of O.
+    """
+    m, wide = len(slopes_MR), torch.promote_types(left_RTO.dtype, torch.float32)
+    outputs, inputs = left_RTO.shape[-1], right_RTI.shape[-1]
+    right_MNI = right_RTI.flatten(0, 1).expand(m, -1, -1)
+    slopes_MN = slopes_MR.repeat_interleave(right_RTI.shape[1], dim=1)
+    matrices_MOI = buffer_MP.view(m, outputs, inputs)
+    step = max(1, bytes_at_once // (4 * m * inputs))
+    for start in range(0, outputs, step):
+        left_NO = left_RTO[..., start : start + step].flatten(0, 1)
+        scaled_MNO = left_NO.new_empty(m, *left_NO.shape)
+        torch.mul(slopes_MN[:, :, None], left_NO, out=scaled_MNO)  # slopes of float32, rounded with the product only
+        target = matrices_MOI[:, start : start + step]
+        if (target.dtype, target.device) == (scaled_MNO.dtype, scaled_MNO.device):
+            target.baddbmm_(scaled_MNO.mT, right_MNI, beta=0.0 if fresh else 1.0)
+        elif fresh:
+            target.copy_(product_in(scaled_MNO.mT, right_MNI, wide), non_blocking=True)
+        else:
+            target.add_(product_in(scaled_MNO.mT, right_MNI, wide).to(target.device))
+
+
+def product_in(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """x @ y in a wider dtype than theirs where a GPU's units sum in it anyway: no rounding, and no second kernel."""
+    if x.dtype == dtype:
+        return x @ y
+    if x.device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype"):  # PyTorch 2.8
+        return (torch.bmm if x.ndim == 3 else torch.mm)(x, y, out_dtype=dtype)
+    return (x @ y).to(dtype)
 
 
 def add_scattered(buffer_MP: Tensor, slopes_MR: Tensor, ids_RT: Tensor, grad_RTD: Tensor, *, fresh: bool) -> None:

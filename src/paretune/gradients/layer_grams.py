@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from paretune.gradients.gram import add_mixed, add_scattered, block_gram
+from paretune.gradients.gram import TRANSIENT, add_mixed, add_scaled, add_scattered, block_gram
 
 
 class LayerGrams:
@@ -42,6 +42,12 @@ class LayerGrams:
         """Adds rows' gradients of one parameter, mixed with their slopes: parts of (slopes (m, R), rows (R, P))."""
         buffer, fresh = self._buffer(name)
         add_mixed(buffer, parts, fresh=fresh)
+        self._came(name)
+
+    def add_matrix(self, name: str, slopes_MR: Tensor, left_RTO: Tensor, right_RTI: Tensor) -> None:
+        """Adds the gradient of a matrix, given by its factors at every position."""
+        buffer, fresh = self._buffer(name)
+        add_scaled(buffer, slopes_MR, left_RTO, right_RTI, fresh=fresh, bytes_at_once=TRANSIENT)
         self._came(name)
 
     def add_tokens(self, name: str, slopes_MR: Tensor, ids_RT: Tensor, grad_RTD: Tensor) -> None:

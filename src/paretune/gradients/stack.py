@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from paretune.gradients.gram import add_mixed, add_scattered, block_gram, needs_float64
+from paretune.gradients.gram import TRANSIENT, add_mixed, add_scaled, add_scattered, block_gram, needs_float64
 
 # Elements between the starts of parameters are a multiple of this, so that each starts on a cache line.
 _ALIGN = 16
@@ -75,6 +75,12 @@ class GradientStack:
     def add_rows(self, name: str, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Adds rows' gradients of one parameter, mixed with their slopes: parts of (slopes (m, R), rows (R, P))."""
         add_mixed(self._view(name), parts, fresh=name not in self._written)
+        self._written.add(name)
+
+    def add_matrix(self, name: str, slopes_MR: Tensor, left_RTO: Tensor, right_RTI: Tensor) -> None:
+        """Adds the gradient of a matrix, given by its factors at every position."""
+        fresh = name not in self._written
+        add_scaled(self._view(name), slopes_MR, left_RTO, right_RTI, fresh=fresh, bytes_at_once=TRANSIENT)
         self._written.add(name)
 
     def add_tokens(self, name: str, slopes_MR: Tensor, ids_RT: Tensor, grad_RTD: Tensor) -> None:

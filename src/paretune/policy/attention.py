@@ -123,7 +123,8 @@ def shared_attention(
     options: dict[str, Any] = {"dropout": dropout, "scaling": scaling}
     if window is not None and window >= width_p + max(width_a, width_b):
         window = None  # nothing is that far apart
-    apart = 4 * width_a * width_b > (width_a + width_b) * width_p
+    # on a GPU copying costs more than what is masked, whatever the lengths
+    apart = query.device.type == "cpu" and 4 * width_a * width_b > (width_a + width_b) * width_p
     # split, not slices: its backward pass writes a gradient once, where each slice's writes zeros all around
     queries = query.split((width_p, width_a, width_b) if apart else (width_p, width_a + width_b), dim=2)
     prefix_key, prefix_value = key[:, :, :width_p], value[:, :, :width_p]
