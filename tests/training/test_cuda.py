@@ -68,6 +68,17 @@ def test_autocast_on_the_gpu_rounds_no_worse_than_plain_autograd(family: str, la
     assert error(found, truth) <= 2 * error(plain, truth)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_matrices_by_scaled_signals_on_the_gpu(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which way is taken depends on the layers' sizes, and those of a test are too small for this one."""
+    monkeypatch.setattr("paretune.gradients.row_layers._better_scaled", lambda *_: True)
+    model, rows = make_model("qwen3"), made_comparisons(6, 3)
+    truth = plain_gradients(model, rows, objectives(3))
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        found = error(on_gpu(model, rows, 3, "shared"), truth)
+    assert found <= (5e-2 if autocast else 1e-4)
+
+
 def test_a_stack_on_the_host_holds_the_same_gradients() -> None:
     rows = made_comparisons(6, 3)
     here, there = (
