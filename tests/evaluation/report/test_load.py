@@ -61,7 +61,7 @@ def test_runs_are_compared_only_where_they_can_be(tmp_path: Path) -> None:
     assert world_of_runs([one]) is None and not_comparable([one]) is None
     assert world_of_runs([one, other]) is None and "different objectives" in str(not_comparable([one, other]))
     silent = Run(**{**vars(two), "history": []})
-    assert world_of_runs([one, silent]) is None and "held-out rows (eval_fraction): two" in str(
+    assert world_of_runs([one, silent]) is None and "one set of held-out rows (eval_fraction, eval_data): two" in str(
         not_comparable([one, silent])
     )
 

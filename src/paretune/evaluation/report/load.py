@@ -158,7 +158,8 @@ def not_comparable(runs: Sequence[Run]) -> str | None:
         return "these runs have different objectives"
     lacking = [run.name for run in runs if held_out_scores(run) is None]
     if lacking:
-        return f"these runs logged no accuracies on held-out rows (eval_fraction): {', '.join(lacking)}"
+        names = ", ".join(lacking)
+        return f"these runs logged no accuracies on one set of held-out rows (eval_fraction, eval_data): {names}"
     if len({known for run in runs if (known := held_out_rows(run)) is not None}) > 1:
         return "these runs held out different rows, so that their accuracies are of different data"
     return None
