@@ -98,6 +98,60 @@ def test_what_is_wrong_is_said(file: str) -> None:
 
 
 @pytest.fixture
+def halves(tmp_path: Path) -> list[str]:
+    """A file per objective, each with one label per row."""
+    plain = [{"prompt": f"Say {i}.", "chosen": " one", "rejected": f" one, {i}"} for i in range(5)]
+    sizes = {"full": 5, "short": 3}
+    return [write_jsonl(tmp_path / f"{name}.jsonl", plain[:count]) for name, count in sizes.items()]
+
+
+def test_a_file_per_objective_as_yaml(halves: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    sources = f"[{{path: {halves[0]}, objectives: [full]}}, {{path: {halves[1]}, objectives: [short]}}]"
+    assert call(sources, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["data"]["labels"] == {"full": 5, "short": 3}
+    assert call(f"{{path: {halves[0]}, objectives: full}}", "--take", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["data"]["labels"] == {"full": 2}
+
+
+def test_the_data_of_a_configuration(halves: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: none\ntake: 2\nobjectives: {{short: 0.3, full: 0.7}}\ndata:\n"
+        f"  - {{path: {halves[0]}, objectives: [full]}}\n  - {{path: {halves[1]}, objectives: [short]}}\n"
+    )
+    assert call(str(config), "--json") == 0
+    found = json.loads(capsys.readouterr().out)["data"]
+    assert found["objectives"] == ["short", "full"] and found["labels"] == {"short": 3, "full": 2}
+    assert call(str(config), "--take", "4", "--objectives", "full,short", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["data"]
+    assert found["objectives"] == ["full", "short"] and found["labels"] == {"full": 4, "short": 3}
+    config.write_text("model: none\n")
+    with pytest.raises(InputError, match="data is missing"):
+        call(str(config))
+
+
+def test_plain_text_may_become_messages(halves: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    call(halves[0], "--conversational", "--json")
+    assert json.loads(capsys.readouterr().out)["data"]["conversational"]
+
+
+@pytest.mark.parametrize("pairs", ["pareto", "conflict"])
+def test_no_pair_of_the_kind_asked_for(tmp_path: Path, pairs: str) -> None:
+    scores = {"pareto": {"kind": [1, 0], "short": [0, 1]}, "conflict": {"kind": [1, 0], "short": [1, 0]}}[pairs]
+    row = {"prompt": "Say.", "responses": [" one", " one, two"], "scores": scores}
+    with pytest.raises(InputError, match=f"no pair in 1 records .pairs: {pairs}..*pairs: all takes every pair"):
+        call(write_jsonl(tmp_path / "scores.jsonl", [row]), "--pairs", pairs)
+
+
+def test_pairs_of_a_prompt_are_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "Say.", "responses": [" a", " b", " c", " d"], "scores": {"kind": [1, 2, 3, 4]}}
+    data = write_jsonl(tmp_path / "scores.jsonl", [row])
+    for words, kept in (([], 6), (["--max-pairs", "2"], 2)):
+        call(data, *words, "--json")
+        assert json.loads(capsys.readouterr().out)["data"]["kept"] == kept
+
+
+@pytest.fixture
 def measured(tmp_path: Path) -> list[str]:
     """A file and a model for it."""
     data = write_jsonl(tmp_path / "rows.jsonl", records("native", n=24))
@@ -131,7 +185,7 @@ def test_conflict_as_json(measured: list[str], capsys: pytest.CaptureFixture[str
         (["--weights", "0,0"], "all weights are zero"),
         (["--c", "1"], "bad c"),
         (["--beta", "0"], "bad beta"),
-        (["--rows", "4"], "too few rows"),
+        (["--rows", "4"], "rows: too few rows.*at least 8; found 4"),
     ],
 )
 def test_what_is_wrong_with_conflict_is_said(measured: list[str], options: list[str], said: str) -> None:

@@ -77,6 +77,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         (["--data", "a: b#c.jsonl"], {"data": "a: b#c.jsonl"}),
         (["--data", "2024"], {"data": "2024"}),
         (["--labels", "x"], {"labels": ["x"]}),
+        (["--labels", "x", "--labels", "[y"], {"labels": ["x", "[y"]}),
         (["--report", "[a, b]"], {"report": ["a", "b"]}),
         (["--report", "none"], {"report": "none"}),
         (["--objectives", '{"h": 0.6, "s": 4e-1}'], {"objectives": {"h": 0.6, "s": 0.4}}),
@@ -120,6 +121,8 @@ def test_yaml_says_no_where_no_is_a_choice(tmp_path: Path) -> None:
         (["--steps", "1.5"], ["bad steps", "a whole number"]),
         (["--save", "stesp"], ["bad save", "no, steps", "Did you mean 'steps'?"]),
         (["--rate", "1", "--rate", "2"], ["--rate is given 2 times"]),
+        (["--objectives", "h", "--objectives", "s"], ["--objectives is given 2 times", "one value"]),
+        (["--data", "a", "--data", "{path: b}"], ["--data is given 2 times"]),
         (["--lora", "{r: 4"], ["unreadable YAML", "--lora"]),
         (["a.yaml", "b.yaml"], ["unexpected argument 'b.yaml'"]),
         (["-x"], ["unexpected argument '-x'"]),
@@ -170,7 +173,7 @@ def test_what_the_configuration_refuses_becomes_an_input_error() -> None:
     def refuse(**values: Any) -> None:
         raise ValueError("one and two\ndo not go together")
 
-    with pytest.raises(InputError, match="settings: one and two$"):
+    with pytest.raises(InputError, match="settings: one and two do not go together$"):
         make_config(refuse, {})  # type: ignore[arg-type]
 
 

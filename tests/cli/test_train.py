@@ -124,6 +124,34 @@ def test_a_finished_run_is_not_overwritten_unasked(
     assert (out / "model.safetensors").exists() and (out / "mine.txt").exists()
 
 
+def test_reading_options_are_keys(model: Path, tmp_path: Path) -> None:
+    """Texts become messages: without it they would be refused beside rows that are."""
+    start = save_model(tmp_path / "chat", tokenizer=chatml())
+    data = [write_jsonl(tmp_path / f"{layout}.json", records(layout, 8, len(layout))) for layout in ("trl", "chat")]
+    words = ["--model", start, "--data", data[0], "--data", data[1], "--objectives", RULE]
+    words += ["--output_dir", tmp_path / "r"]
+    assert paretune("train", *words, *QUICK) == 2
+    assert paretune("train", *words, *QUICK, "--conversational", "--max_pairs", "3", "--split", "train") == 0
+    record, _ = read_run(tmp_path / "r")
+    assert record["data"]["train"]["rows"]["conversational"] and record["data"]["train"]["rows"]["kept"] == 16
+    assert record["settings"]["max_pairs"] == 3
+
+
+def test_early_stopping(model: Path, tmp_path: Path, rows: str) -> None:
+    """A rate of zero never improves: the second evaluation after the first is the last."""
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"model: {model}\ndata: {rows}\nobjectives: {OBJECTIVES}\noutput_dir: {tmp_path}/r\nscheme: null\n"
+        "learning_rate: 0\nmax_steps: 9\nper_device_train_batch_size: 2\ngradient_accumulation_steps: 1\n"
+        "use_cpu: true\n"
+        "eval_fraction: 0.3\neval_strategy: steps\neval_steps: 1\nsave_strategy: steps\nsave_steps: 1\n"
+        "load_best_model_at_end: true\nearly_stopping_patience: 2\n"
+    )
+    assert paretune("train", config) == 0
+    steps = [line["step"] for line in read_run(tmp_path / "r")[1] if "eval_loss" in line]
+    assert max(steps) == 3
+
+
 def test_dry_run_checks_and_leaves_nothing(
     model: Path, tmp_path: Path, rows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

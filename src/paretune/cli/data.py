@@ -6,6 +6,9 @@ paretune data dpo.jsonl --objectives '{helpful: {labels: chosen}, concise: {rule
 paretune data train.jsonl --tokenizer runs/first --max-length 1024 --json > data.json
 paretune data train.jsonl --model Qwen/Qwen3-0.6B --weights 0.6,0.4
 
+paretune data '[{path: helpful.jsonl, objectives: [helpful]}, {path: short.jsonl, objectives: [short]}]'
+paretune data first.yaml      # the data of a configuration of `paretune train`, read as it says
+
 With --model, 64 comparisons' gradients are taken at that model, and a sentence says whether RACO will differ here.
 """
 
@@ -18,11 +21,14 @@ import math
 import shutil
 import sys
 import textwrap
+import typing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from paretune.cli.keys import READING, DataKeys, objectives_of
+from paretune.cli.settings import convert, read_config, read_yaml
 from paretune.cli.summary import table
 from paretune.errors import InputError
 from paretune.objectives import Objective, normalize_weights, parse_objectives
@@ -35,23 +41,28 @@ WIDEST = 100  # columns; wider tables are harder to read along
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments. Nothing heavy is imported for them, so that `--help` answers at once."""
-    parser.add_argument("data", nargs="+", metavar="FILE", help="a .jsonl, .json, .parquet or .csv file, or a hub id")
-    parser.add_argument("--format", default="auto", help="the layout of its rows (default: recognised by their fields)")
+    parser.add_argument(
+        "data",
+        nargs="+",
+        metavar="FILE",
+        help="a .jsonl, .json, .parquet or .csv file, a hub id, sources as YAML as in a configuration, or a "
+        "configuration file (.yaml)",
+    )
+    parser.add_argument("--format", help="the layout of its rows (default: recognised by their fields)")
     parser.add_argument(
         "--objectives",
         metavar="LIST",
         help="names, comma-separated, or YAML as in a configuration: '{concise: {rule: shorter}}' (default: all found)",
     )
-    parser.add_argument("--split", default="train", help="split of a hub data set (default: train)")
+    parser.add_argument("--split", help="split of a hub data set (default: train)")
+    parser.add_argument("--streaming", action="store_true", default=None, help="read a hub data set without a copy")
+    parser.add_argument("--ties", help="what a tie of the raco layout means: missing (default), equal, release")
+    parser.add_argument("--pairs", help="pairs made of K scored responses: all (default), best-worst, pareto, conflict")
+    parser.add_argument("--max-pairs", type=int, metavar="N", help="most pairs that are made of one prompt")
     parser.add_argument(
-        "--ties", default="missing", help="what a tie of the raco layout means: missing, equal, release"
+        "--conversational", action="store_true", default=None, help="turn plain text into messages, for a chat template"
     )
-    parser.add_argument(
-        "--pairs", default="all", help="pairs made of K scored responses: all, best-worst, pareto, conflict"
-    )
-    parser.add_argument(
-        "--on-bad-row", default="error", help="'error' stops at a bad row, 'skip' leaves it out and counts it"
-    )
+    parser.add_argument("--on-bad-row", help="'error' (default) stops at a bad row, 'skip' leaves it out and counts it")
     parser.add_argument("--take", type=int, metavar="N", help="only the first N rows")
     parser.add_argument("--tokenizer", metavar="PATH", help="a model directory or hub id: lengths in tokens too")
     parser.add_argument("--max-length", type=int, metavar="TOKENS", help="with --tokenizer: which rows would not fit")
@@ -79,22 +90,13 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--max-length counts tokens", fix="Name the tokenizer too: --tokenizer PATH.")
     if args.weights is not None and args.model is None:
         raise InputError("--weights weigh gradients at a model", fix="Name it: --model PATH.")
-    objectives = None if args.objectives is None else _objectives(args.objectives)
+    data, objectives, options = _data(args)
 
     from paretune.comparisons.drawing import render
     from paretune.comparisons.formats import read_comparisons
     from paretune.comparisons.summary import summarize
 
-    rows, report = read_comparisons(
-        args.data if len(args.data) > 1 else args.data[0],
-        format=args.format,
-        objectives=objectives,
-        ties=args.ties,
-        pairs=args.pairs,
-        on_bad_row=args.on_bad_row,
-        split=args.split,
-        take=args.take,
-    )
+    rows, report = read_comparisons(data, objectives=objectives, **options)
     tokenized, tokens = None, None
     if source is not None:
         from paretune.comparisons.tokens import tokenize_comparisons
@@ -117,6 +119,29 @@ def run(args: argparse.Namespace) -> int:
         text = render(summary, report, tokens, width=width)
         _write(text if conflict is None else f"{text}\n{conflict_text(conflict, width)}")
     return 0
+
+
+def _data(args: argparse.Namespace) -> tuple[Any, list[Objective] | None, dict[str, Any]]:
+    """What to read, for which objectives, and the options of reading that are given.
+
+    A configuration file has all three; what the command line says goes over it.
+    """
+    data: Any = args.data if len(args.data) > 1 else args.data[0]
+    objectives, options = None, {}
+    if isinstance(data, str) and data.endswith((".yaml", ".yml")):
+        path, config = data, read_config(data)
+        data = config.get("data")
+        if data in (None, "", []):
+            raise InputError("data is missing", where=path, fix="Name the data itself.")
+        hints = typing.get_type_hints(DataKeys)
+        options = {key: convert(key, config[key], hints[key], path) for key in READING if key in config}
+        objectives = objectives_of(config.get("objectives"))
+    elif isinstance(data, str) and data.lstrip()[:1] in ("[", "{"):
+        data = read_yaml(data, "data")
+    if args.objectives is not None:
+        objectives = _objectives(args.objectives)
+    given = {key: getattr(args, key) for key in READING}
+    return data, objectives, options | {key: value for key, value in given.items() if value is not None}
 
 
 def _objectives(text: str) -> list[Objective]:

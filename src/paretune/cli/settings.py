@@ -87,8 +87,10 @@ def make_config(kind: type, values: dict[str, Any]) -> Any:
     except InputError:
         raise
     except (ValueError, TypeError, ImportError, NotImplementedError, AttributeError) as error:
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(text[0], where="settings") from error
+        first, *more = [line.strip("- ") for line in str(error).strip().splitlines()] or [type(error).__name__]
+        text = f"{first} {', '.join(more)}" if more else first
+        text = re.sub(r"\b[A-Z]\w+\.([A-Z]+)\b", lambda found: found[1].lower(), text)  # IntervalStrategy.STEPS
+        raise InputError(text, where="settings") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -218,7 +220,8 @@ def _takes(following: str | None, hint: Any, *, nested: bool) -> bool:
 def _from_flag(key: str, raw: list[str], hint: Any) -> Any:
     members = _members(hint)
     if len(raw) > 1:
-        if list not in _plain(members):
+        written = key == "objectives" or (dict in _plain(members) and any(text[:1] in ("[", "{") for text in raw))
+        if list not in _plain(members) or written:  # several names are a list of them; several mappings are not
             raise InputError(f"{_flag(key)} is given {len(raw)} times", expected="one value")
         return convert(key, raw, hint, _flag(key))
     text = raw[0]

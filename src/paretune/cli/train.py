@@ -17,6 +17,7 @@ from paretune.cli.rundir import (
     no_new_folder,
 )
 from paretune.cli.settings import make_config, resolve
+from paretune.errors import InputError
 from paretune.objectives import Objective
 from paretune.training.given import full_path
 
@@ -49,6 +50,7 @@ GROUPS = {
     "How": [
         *["learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"],
         *["gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "activation_checkpointing", "seed"],
+        *["early_stopping_patience"],
     ],
     "The run": [
         "output_dir",
@@ -71,10 +73,25 @@ class TrainKeys(ModelKeys, DataKeys):
     objectives: str | list | dict | None = key(
         "Mapping name -> weight or {weight, loss, beta, labels, rule, …}, or a list. Weights are normalised to sum 1."
     )
+    scheme: str | None = key("For methods that are more than a combiner, of which there is none yet: null.")
+    early_stopping_patience: int | None = key(
+        "Stop after so many evaluations without a better metric_for_best_model; needs load_best_model_at_end."
+    )
     ref_model: str | None = key("The reference, where it is not the model that training starts from.")
     resume: bool | str = key("true: from the last checkpoint in output_dir; or a checkpoint's path.", False)
     overwrite: bool = key("Start over in an output_dir that holds a run; its files are removed first.", False)
     dry_run: bool = key("Check settings, data, lengths and memory; read no weights, write nothing.", False)
+
+    def check(self) -> None:
+        """Raises InputError for values that do not go together."""
+        super().check()
+        if self.scheme is not None:
+            fix = "Leave it out, or null; methods that combine gradients are named by combiner."
+            raise InputError("there are no schemes yet", where="scheme", expected="null", found=self.scheme, fix=fix)
+        patience = self.early_stopping_patience
+        if patience is not None and patience < 1:
+            expected = "a whole number of at least 1, or null"
+            raise InputError("bad early_stopping_patience", expected=expected, found=patience)
 
 
 def main(argv: list[str]) -> int:
@@ -95,8 +112,9 @@ def main(argv: list[str]) -> int:
     objectives = objectives_of(keys.objectives) or []
     adapter = lora_config(keys.lora)
     args = make_config(RACOConfig, with_defaults(settings.config, keys.dtype))
+    check_early_stopping(keys.early_stopping_patience, args)
     checkpoint = find_checkpoint(args.output_dir, keys.resume)
-    if not keys.dry_run and checkpoint is None:
+    if checkpoint is None:
         check_free(args.output_dir, keys.overwrite)
     if keys.dry_run:
         from paretune.cli.dry_run import dry_run
@@ -133,6 +151,27 @@ def with_defaults(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     return {**chosen, **config}
 
 
+def check_early_stopping(patience: int | None, args: RACOConfig) -> None:
+    """Raises InputError where nothing would be compared, or the best model would not be the one that is left."""
+    if patience is None:
+        return
+    if args.eval_strategy == "no" or not args.load_best_model_at_end:
+        raise InputError(
+            "early stopping needs evaluations during the run, and keeps the best model",
+            where="early_stopping_patience",
+            fix="Set eval_strategy and save_strategy to steps (or epoch), and load_best_model_at_end: true.",
+        )
+
+
+def _callbacks(keys: TrainKeys) -> list[Any]:
+    found = [] if sys.stderr.isatty() else [line_callback()]
+    if keys.early_stopping_patience is not None:
+        from transformers import EarlyStoppingCallback
+
+        found.append(EarlyStoppingCallback(keys.early_stopping_patience))
+    return found
+
+
 def _build(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adapter: Any) -> RACOTrainer:
     from paretune.training.trainer import RACOTrainer
 
@@ -144,7 +183,7 @@ def _build(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adapt
         eval_dataset=keys.eval_data,
         peft_config=adapter,
         ref_model=keys.ref_model,
-        callbacks=[] if sys.stderr.isatty() else [line_callback()],
+        callbacks=_callbacks(keys),
         data_options=keys.read_options(),
         model_options=keys.load_options(args.output_dir),
     )

@@ -109,7 +109,7 @@ def read_comparisons(
         raise bad.to_input_error(where, f"{more}(on_bad_row: skip leaves bad rows out and counts them.)")
     if failure is not None:
         raise failure
-    _check_labels(collector, wanted)
+    _check_labels(collector, wanted, pairs)
     rows = collector.finish()
     report.warnings = _warnings(report)
     if collector.spool.kept_in_memory:
@@ -233,7 +233,7 @@ def _share(group: str, seed: int) -> float:
     return int.from_bytes(digest, "big") / 2.0**64
 
 
-def _check_labels(collector: Collector, wanted: list[Objective] | None) -> None:
+def _check_labels(collector: Collector, wanted: list[Objective] | None, pairs: str) -> None:
     report = collector.report
     where = ", ".join(str(source["path"]) for source in report.sources)
     names = [o.name for o in wanted or () if o.rule is None]
@@ -252,8 +252,14 @@ def _check_labels(collector: Collector, wanted: list[Objective] | None) -> None:
             fix=fix,
         )
     if collector.rows == 0:
-        reasons = "; ".join(f"{entry['count']} x {reason}" for reason, entry in report.skips.items())
-        raise InputError("no usable row", where=where, expected="at least one", found=reasons or "no row at all")
+        reasons = [f"{entry['count']} x {reason}" for reason, entry in report.skips.items()]
+        reasons += [f"{count} x {fact}" for fact, count in report.facts.items() if count]
+        fix = ""
+        if report.read and not report.made:
+            reasons.insert(0, f"no pair in {report.read} records (pairs: {pairs})")
+            fix = "pairs: all takes every pair." if pairs != "all" else ""
+        found = "; ".join(reasons) or "no row at all"
+        raise InputError("no usable row", where=where, expected="at least one", found=found, fix=fix)
 
 
 def _warnings(report: DataReport) -> list[str]:

@@ -158,7 +158,7 @@ def _json_line(line: bytes, where: str) -> Iterator[Item]:
         found = f"byte 0x{line[error.start]:02x} at position {error.start + 1} of the line"
         yield where, BadRow("not valid UTF-8", expected="UTF-8 text", found=Words(found), fix="Save the file as UTF-8.")
     except json.JSONDecodeError as error:
-        found = f"{error.msg} at column {error.colno} of {len(line.rstrip())} characters"
+        found = f"{error.msg.removesuffix(' at')} at column {error.colno} of {len(line.rstrip())} characters"
         yield where, BadRow("not valid JSON", expected="one JSON object per line", found=Words(found))
     else:
         yield where, _as_record(value)
@@ -170,7 +170,9 @@ def _json_array(content: bytes, path: str) -> Iterator[Item]:
     except UnicodeDecodeError as error:
         raise InputError("not valid UTF-8", where=path, found=f"byte 0x{content[error.start]:02x}") from error
     except json.JSONDecodeError as error:
-        raise InputError("not valid JSON", where=f"{path}, line {error.lineno}", found=error.msg) from error
+        raise InputError(
+            "not valid JSON", where=f"{path}, line {error.lineno}", found=error.msg.removesuffix(" at")
+        ) from error
     for number, value in enumerate(values, start=1):
         yield f"{path}, row {number}", _as_record(value)
 

@@ -178,6 +178,8 @@ def _drawn(rows: Dataset, objectives: Sequence[Objective], k: int, size: int, se
     """The step's rows in k batches of one size."""
     labelled = ~np.isnan(np.asarray(rows["preferences"], dtype=np.float64).reshape(len(rows), -1))
     some = np.flatnonzero(labelled.any(1))
+    if size < k:
+        raise InputError("too few rows to measure gradients on", where="rows", expected=f"at least {k}", found=size)
     each = min(size, len(some)) // k
     if each < 1:
         raise InputError("too few rows to measure gradients on", expected=f"at least {k} with a label", found=len(some))

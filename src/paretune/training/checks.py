@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from paretune.errors import InputError
 
@@ -42,6 +44,9 @@ def check_arguments(args: TrainingArguments) -> None:
     for wrong, name, reason, fix in refused:
         if wrong:
             raise InputError(f"{name} does not work with several objectives: {reason}", fix=fix)
+    for changed, name, reason in _loader_settings(args):
+        if changed:
+            raise InputError(f"{name} would have no effect: {reason}", fix="Leave it out.")
     later = getattr(args, "activation_checkpointing_kwargs", None)  # transformers 5.23 has it, 5.17 not yet
     for kwargs in (later, args.gradient_checkpointing_kwargs):
         if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
@@ -49,11 +54,50 @@ def check_arguments(args: TrainingArguments) -> None:
                 "use_reentrant=True loses gradients per row", where="checkpointing", fix="Set it to false."
             )
     check_trackers(args)
+    check_optimizer(args)
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs in one process (DataParallel) would lose gradients",
             fix="Start one process per GPU with torchrun, or choose one with CUDA_VISIBLE_DEVICES.",
         )
+
+
+def _loader_settings(args: TrainingArguments) -> list[tuple[bool, str, str]]:
+    """Settings of a loader that is not ours, whether they were changed, and what happens instead."""
+    given: Any = args.accelerator_config
+    ours, plain = "steps and their micro-batches are drawn by us, the same for any number of ranks", AcceleratorConfig()
+    fields = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking")
+    summed = "the gradients of a step are summed over ranks once, at its last micro-batch"
+    return [
+        (args.dataloader_drop_last, "dataloader_drop_last", "the last step takes the rows that are left"),
+        (args.dataloader_prefetch_factor is not None, "dataloader_prefetch_factor", "workers keep PyTorch's default"),
+        *((getattr(given, f) != getattr(plain, f), f"{f} of accelerator_config", ours) for f in fields),
+        (bool(given.gradient_accumulation_kwargs), "gradient_accumulation_kwargs of accelerator_config", summed),
+    ]
+
+
+def check_optimizer(args: TrainingArguments) -> None:
+    """Raises InputError where the optimizer is not installed or its numbers are out of range; it is made after loading.
+
+    The rate is checked for every optimizer; some would take a negative one and climb.
+    """
+    ranges = {"learning_rate": (0.0, math.inf), "weight_decay": (0.0, math.inf), "adam_epsilon": (0.0, math.inf)}
+    for name, (low, high) in {**ranges, "adam_beta1": (0.0, 1.0), "adam_beta2": (0.0, 1.0)}.items():
+        value = getattr(args, name)
+        if not low <= value < high:
+            rule = f"a number >= {low:g}" + (f" and < {high:g}" if high < math.inf else "")
+            raise InputError(f"bad {name}", expected=rule, found=value)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except ImportError as error:
+        text = str(error).strip().splitlines()[0]
+        raise InputError(f"the optimizer is not there: {text}", where=f"optim {optimizer_name(args)}") from error
+    except ValueError:  # of optimizers that ask for the model, which is not there yet
+        return
+
+
+def optimizer_name(args: TrainingArguments) -> str:
+    return str(getattr(args.optim, "value", args.optim))
 
 
 def check_trackers(args: TrainingArguments) -> None:

@@ -80,8 +80,9 @@ def prepare_sets(
             fraction that cannot be held out.
     """
     if evaluation is None and args.eval_fraction is None and args.eval_strategy != "no":
+        strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
         fix = "Give eval_data or eval_fraction, or leave eval_strategy out."
-        raise InputError("there is nothing to evaluate on", where=f"eval_strategy {args.eval_strategy}", fix=fix)
+        raise InputError("there is nothing to evaluate on", where=f"eval_strategy {strategy}", fix=fix)
     if args.eval_fraction is None:
         prepared = prepare_data(train, objectives, tokenizer, args, record, "train", **options)
         held_out = each(evaluation, lambda d, n: prepare_data(d, objectives, tokenizer, args, record, n, **options))

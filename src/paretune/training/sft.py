@@ -26,7 +26,7 @@ from paretune.comparisons.tokens import pad_id, tokenize_comparisons
 from paretune.errors import InputError
 from paretune.objectives import Objective
 from paretune.policy.loading import load_policy, load_tokenizer, prepare_policy
-from paretune.training.checks import check_output, check_tokens, check_trackers, check_weights
+from paretune.training.checks import check_optimizer, check_output, check_tokens, check_trackers, check_weights
 from paretune.training.record import HistoryCallback, RunRecord
 
 TARGETS = ("reference", "a", "b", "preferred")
@@ -226,6 +226,7 @@ def supervised_trainer(
         InputError: anything a person can put right.
     """
     check_trackers(args)
+    check_optimizer(args)
     check_output(str(args.output_dir))
     record = RunRecord(args, [], [])
     tokenizer = load_tokenizer(model)
@@ -256,8 +257,9 @@ def _sets(
 ) -> dict[str, Dataset]:
     read = {"train": read_responses(data, **options)}
     if eval_data is None and args.eval_fraction is None and args.eval_strategy != "no":
+        strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
         fix = "Give eval_data or eval_fraction, or leave eval_strategy out."
-        raise InputError("there is nothing to evaluate on", where=f"eval_strategy {args.eval_strategy}", fix=fix)
+        raise InputError("there is nothing to evaluate on", where=f"eval_strategy {strategy}", fix=fix)
     if eval_data is not None and args.eval_fraction is not None:
         raise InputError("both eval_data and eval_fraction are given", fix="Keep one of them.")
     if eval_data is not None:
