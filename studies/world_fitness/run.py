@@ -59,6 +59,23 @@ def apart(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     return shares
 
 
+def table(results: dict[str, Any]) -> str:
+    """The figures of every base as a Markdown table; ranges go over a base's objectives or hacks that are no corner."""
+    lines = ["| world | base | problems | room, each | room, all | hacks inside by | different | ended |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, world in results["worlds"].items():
+        for seed, one in world["bases"].items():
+            each = one["room_each"].values()
+            inside = [depth for hack, depth in one["depth"].items() if hack not in WORLDS[name].corners]
+            cells = [
+                *(name, seed, "; ".join(one["problems"]) or "none", f"{min(each):.2f} to {max(each):.2f}"),
+                *(f"{one['room_all']:.2f}", f"{min(inside):.2f} to {max(inside):.2f}"),
+                *(f"{one['distinct']:.0%}", f"{one['ended']:.1%}"),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", type=int, nargs="+", default=[0, 1], metavar="SEED", help="seeds of bases")
