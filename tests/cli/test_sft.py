@@ -27,6 +27,8 @@ def test_it_learns_the_response(model: Path, tmp_path: Path, field: str, capsys:
     record, history = read_run(out)
     losses = [line["loss"] for line in history if "loss" in line]
     assert losses[-1] < 0.2 * losses[0]
+    parts = [record["data"][name]["rows"] for name in ("train", "eval")]
+    assert [part["kept"] for part in parts] == [13, 3] and len({part["fingerprint"] for part in parts}) == 2
     assert record["status"] == "finished" and record["final"]["eval_loss"] < losses[0]
     tokenizer = AutoTokenizer.from_pretrained(out)
     ids = tokenizer("20 who?", return_tensors="pt")["input_ids"]

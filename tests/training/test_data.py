@@ -10,7 +10,7 @@ import pytest
 
 from paretune.errors import InputError
 from paretune.objectives import Objective
-from paretune.training.data import TokenizedData, prepare_data
+from paretune.training.data import TokenizedData, prepare_data, prepare_sets
 from paretune.training.record import RunRecord
 from tests.runs_made import OBJECTIVES, small_config
 from tests.tokenizers_made import byte_bpe
@@ -66,3 +66,35 @@ def test_an_objective_whose_labels_were_all_dropped_is_refused(tmp_path: Path) -
         prepared(tmp_path, rows)
     free = [Objective("helpful", weight=1.0), Objective("concise", weight=0.0)]
     assert prepared(tmp_path, rows, free).labelled.sum(0).tolist() == [2, 0]
+
+
+def test_each_part_of_a_split_has_a_report_of_its_own(tmp_path: Path) -> None:
+    signs = [(1, -1), (0, 1), (1, 1), (-1, 0), (0, 0), (1, 0), (-1, -1), (1, 1)]
+    rows = [{**row, "group": str(i // 2)} for i, row in enumerate(signed(signs, long=9))]
+
+    def reports(rows: list[dict[str, Any]], fraction: float | None) -> dict[str, Any]:
+        args = small_config(tmp_path, eval_fraction=fraction)
+        record = RunRecord(args, OBJECTIVES, OBJECTIVES)
+        prepare_sets(rows, None, OBJECTIVES, byte_bpe(), args, record, ties="release")
+        return {name: found["rows"] for name, found in record.content["data"].items()}
+
+    whole, parts = reports(rows, None)["train"], reports(rows, 0.25)
+    train, held_out = parts["train"], parts["eval"]
+    assert (train["kept"], held_out["kept"]) == (6, 2) and (train["groups"], held_out["groups"]) == (3, 1)
+    for key in ("labels", "ties", "count_only"):
+        sums = {name: train[key][name] + held_out[key][name] for name in NAMES}
+        assert sums == whole[key], key
+    assert sum(whole["count_only"].values()) > 0
+    prints = {found["fingerprint"] for found in (whole, train, held_out)}
+    assert len(prints) == 3 and train["part_of"] == held_out["part_of"] == whole["fingerprint"]
+    assert whole["part_of"] == "" and reports(rows, 0.25) == parts
+    # another label, or another text, of a row that is held out
+    groups = {row["group"] for row in rows}
+    for changes in ({"raco_s_helpful": 1, "raco_s_concise": 1}, {"rejected": " another moon"}):
+        changed = [reports([{**r, **changes} if r["group"] == g else r for r in rows], 0.25) for g in sorted(groups)]
+        assert {found["eval"]["fingerprint"] == held_out["fingerprint"] for found in changed} == {True, False}
+        assert all(
+            (found["eval"]["fingerprint"] == held_out["fingerprint"])
+            != (found["train"]["fingerprint"] == train["fingerprint"])
+            for found in changed
+        )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from paretune.comparisons.columns import absorb, digests, labels, named, stretches
 from paretune.comparisons.rows import BadRow
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
@@ -26,6 +33,8 @@ class DataReport:
         conversational: texts are lists of messages; groups: distinct groups, 0 where rows have none.
         facts: counts a layout adds about its own data (contradictory answers, prompts with one response).
         fingerprint: hash of the rows' content in order, equal for equal data on any machine.
+        part_of: of a part that was split off, the fingerprint of the whole, which read, made, skipped, sources, facts
+            and warnings are still about; empty otherwise.
     """
 
     sources: list[dict[str, Any]] = field(default_factory=list)
@@ -45,6 +54,7 @@ class DataReport:
     facts: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
     fingerprint: str = ""
+    part_of: str = ""
 
     @property
     def has_groups(self) -> bool:
@@ -66,6 +76,43 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `run.json`."""
         return {**asdict(self), "facts": dict(self.facts), "duplicates": self.duplicates}
+
+
+def part_report(whole: DataReport, rows: Dataset) -> DataReport:
+    """The report of a part of the rows: what it holds is counted anew, what reading found stays the whole's.
+
+    Args:
+        whole: of all rows.
+        rows: the part, with the columns of `read_comparisons`.
+    """
+    names, m = whole.objectives, len(whole.objectives)
+    labelled, tied, only = (np.zeros(m, dtype=np.int64) for _ in range(3))
+    groups: set[bytes] = set()
+    digest = hashlib.blake2b(digest_size=16)
+    columns = ("prompt", "response_a", "response_b", "preferences", "group", "count_only")
+    for part in stretches(rows, [c for c in columns if c in rows.column_names]):
+        found = labels(part["preferences"], names)
+        labelled += (~np.isnan(found)).sum(0)
+        tied += (found == 0.5).sum(0)
+        for column in ("prompt", "response_a", "response_b"):
+            absorb(digest, part[column])
+        digest.update(found.tobytes())
+        if "count_only" in part:
+            counted = named(part["count_only"], names)
+            only += counted.sum(0)
+            digest.update(counted.tobytes())
+        if "group" in part:
+            groups.update(digests(part["group"].drop_null(), 8))
+    return replace(
+        whole,
+        kept=len(rows),
+        labels=dict(zip(names, labelled.tolist(), strict=True)),
+        ties=dict(zip(names, tied.tolist(), strict=True)),
+        count_only=dict(zip(names, only.tolist(), strict=True)),
+        groups=len(groups),
+        fingerprint=digest.hexdigest(),
+        part_of=whole.fingerprint,
+    )
 
 
 DUPLICATE = "duplicated row"

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from paretune.comparisons.columns import named, numbers_of_lists, stretches
 from paretune.comparisons.formats import read_comparisons
-from paretune.comparisons.report import DataReport
+from paretune.comparisons.report import DataReport, part_report
 from paretune.comparisons.rows import split_groups
 from paretune.comparisons.tokens import tokenize_comparisons
 from paretune.errors import InputError
@@ -92,7 +92,9 @@ def prepare_sets(
     rows, report = read_comparisons(train, objectives=list(objectives), **options)
     record.say(*[f"data: {warning}" for warning in report.warnings])
     parts = zip(split_groups(rows, args.eval_fraction), ("train", "eval"), strict=True)
-    first, second = (_tokenized(part, report, objectives, tokenizer, args, record, name) for part, name in parts)
+    first, second = (
+        _tokenized(part, part_report(report, part), objectives, tokenizer, args, record, name) for part, name in parts
+    )
     return first, second
 
 

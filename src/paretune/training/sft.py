@@ -138,8 +138,7 @@ def _plain_rows(
         for row in kept:
             row |= {k: row[k] if isinstance(row[k], list) else _message(row[k], k) for k in ("prompt", "response")}
     warnings = [f"{count} rows left out: {reason}." for reason, count in skips.items()]
-    fingerprint = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-    found = {"kept": len(kept), "skips": skips, "warnings": warnings, "fingerprint": fingerprint}
+    found = {"kept": len(kept), "skips": skips, "warnings": warnings, "fingerprint": _fingerprint(kept)}
     return Dataset.from_list(kept), found
 
 
@@ -267,7 +266,7 @@ def _sets(
     if args.eval_fraction is not None:
         rows, found = read["train"]
         train, held_out = split_groups(rows, args.eval_fraction)
-        read = {"train": (train, found), "eval": (held_out, found)}
+        read = {name: (part, _part(found, part)) for name, part in (("train", train), ("eval", held_out))}
     sets = {}
     for name, (rows, found) in read.items():
         sets[name], tokens = tokenize_responses(
@@ -276,6 +275,17 @@ def _sets(
         record.data(name, found, tokens)
         record.say(*[f"{name} data: {warning}" for warning in [*found["warnings"], *tokens["warnings"]]])
     return sets
+
+
+def _fingerprint(rows: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _part(found: dict[str, Any], rows: Dataset) -> dict[str, Any]:
+    """What was found of all rows, for a part of them; counts of labels and groups stand for the whole and go."""
+    told = {key: value for key, value in found.items() if key not in ("labels", "ties", "count_only", "groups")}
+    own = {"kept": len(rows), "fingerprint": _fingerprint(rows.to_list()), "part_of": found["fingerprint"]}
+    return told | own
 
 
 def run_supervised(trainer: Trainer, record: RunRecord, checkpoint: str | None = None) -> dict[str, Any]:
