@@ -1,6 +1,6 @@
 """Are the language worlds fit for use whatever seed their base was trained from?
 
-    python studies/world_fitness/run.py                    # two bases per world, one thread: minutes
+    python studies/world_fitness/run.py                    # two bases per world, one thread: under two minutes
     python studies/world_fitness/run.py --bases 0 1 2 3 4  # more of them
 
 The suite checks one trained base per world, over seeds that vary prompts and responses (`paretune.sandbox.fitness`).

@@ -1,4 +1,8 @@
-"""Each world is fit for use, and the check would say so if it were not."""
+"""Each world is fit for use, and the check would say so if it were not.
+
+One trained base per world: the seeds vary prompts and responses. Other bases: `studies/world_fitness`, whose kept
+figures `tests/studies/test_world_fitness.py` checks.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ def test_the_world_is_fit(world: str) -> None:
     fitness = _fitness(world)
     assert fitness.problems() == []
     assert fitness.ended > 0.9
-    # the seeds agree with one another far better than with the oracle
+    # sampling seeds agree with one another far better than with the oracle
     assert (np.ptp(fitness.base, axis=0) < (fitness.oracle.max(0) - fitness.base.max(0)) / 2).all()
     assert fitness.world.corners and set(fitness.world.corners) < set(fitness.hacks)
 

@@ -3,6 +3,9 @@
 A world is fit where its base leaves room on every objective and on all of them together, answers in enough different
 ways for pairs to be formed, and where no scripted hack does as well as honest answers do. "Honest answers" are the best
 of 64 of the base's own, chosen by exact rewards under many weightings: the oracle.
+
+Seeds here are seeds of sampling: they vary the held-out prompts and the responses of one trained base. Whether a base
+trained from another seed is fit too is asked by `studies/world_fitness`, whose answer the demo leans on.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ VARIED = 0.5
 
 @dataclass(frozen=True)
 class Fitness:
-    """S seeds, m objectives in the world's order, W weightings. All scores are means over held-out prompts.
+    """One base's; S sampling seeds, m objectives in the world's order, W weightings. Scores are means over held-out
+    prompts.
 
     Args:
         base: (S, m).
@@ -50,11 +54,11 @@ class Fitness:
     ended: float
 
     def room_each(self) -> Floats:
-        """(m,) how far the best-of-n oracle of each objective alone lies above the best seed, in spreads."""
+        """(m,) how far the best-of-n oracle of each objective alone lies above the best sampling seed, in spreads."""
         return (self.oracle.max(0) - self.base.max(0)) / self.spread
 
     def room_all(self) -> float:
-        """The most that one oracle raises the best seed's scores on every objective at once, in spreads."""
+        """The most that one oracle raises the best sampling seed's scores on every objective at once, in spreads."""
         return float(((self.oracle - self.base.max(0)) / self.spread).min(1).max())
 
     def depth(self, hack: str) -> float:
@@ -85,9 +89,10 @@ class Fitness:
 def world_fitness(
     world: World, base_path: str | Path, seeds: Sequence[int], *, n_prompts: int = 64, best_of: int = 64
 ) -> Fitness:
-    """Samples the base on held-out prompts, anew for each seed, and scores exactly.
+    """Samples one base on held-out prompts, anew for each seed, and scores exactly.
 
     Args:
+        seeds: of prompts and responses; the base is the same for all.
         n_prompts: per seed.
         best_of: responses per prompt that the oracle chooses from.
     """
