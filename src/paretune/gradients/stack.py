@@ -53,16 +53,20 @@ class GradientStack:
             self._starts[name] = self._sizes.get(kind, 0)
             self._sizes[kind] = self._starts[name] + -(-parameter.numel() // _ALIGN) * _ALIGN
         self._whole: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._views: dict[str, Tensor] = {}
         self._written: set[str] = set()
 
     def _view(self, name: str) -> Tensor:
+        if name in self._views:
+            return self._views[name]
         kind, start = self._kinds[name], self._starts[name]
         if kind not in self._whole:
             on_host = kind[0].type == "cpu" and self.parameters[name].device.type == "cuda"
             self._whole[kind] = torch.zeros(
                 self.objectives, self._sizes[kind], device=kind[0], dtype=kind[1], pin_memory=on_host
             )
-        return self._whole[kind][:, start : start + self.parameters[name].numel()]
+        self._views[name] = self._whole[kind][:, start : start + self.parameters[name].numel()]
+        return self._views[name]
 
     def buffer(self, name: str) -> Tensor:
         """The (m, P) view of one parameter's m gradients, zeros where nothing was added yet."""
