@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.cli.made import OBJECTIVES, QUICK, paretune, read_run, records, save_model, saved_weights, write_jsonl
-from tests.tokenizers_made import chatml
+from tests.tokenizers_made import byte_bpe, chatml
 
 RULE = "{helpful: {weight: 0.7, labels: chosen}, concise: {weight: 0.3, rule: shorter}}"
+SINGLE = ["--gradient_accumulation_steps", "1"]
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -161,25 +164,109 @@ def test_dry_run_checks_and_leaves_nothing(
     assert not (tmp_path / "a").exists()
     parameters = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(model).parameters())
     assert f"{parameters:,} parameters, {parameters:,} of them trained" in said
-    assert "labels in train" in said and "gradients of 2 objectives" in said and "reference copy" in said
+    assert "labels in train" in said and "to keep 2 gradients" in said and "reference" in said
     assert "steps: 3 of 8 comparisons each (2 per epoch)" in said
 
     assert paretune("train", *words, *QUICK, "--lora.r", "2", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "frozen weights" in said and "reference copy" not in said
+    assert "frozen weights" in said and "reference" not in said
     assert paretune("train", *words, *QUICK, "--lora.r", "2", "--objectives.helpful.labels", "nobody", "--dry-run") == 2
     assert "helpful" in capsys.readouterr().err
 
 
-def test_a_dry_run_reads_no_weights(model: Path, tmp_path: Path, rows: str) -> None:
+def test_a_dry_run_reads_no_weights_but_looks_whether_they_are_there(
+    model: Path, tmp_path: Path, rows: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     bare = tmp_path / "bare"
-    bare.mkdir()
-    for file in model.iterdir():
-        if file.suffix != ".safetensors":
-            (bare / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(model, bare)
+    (bare / "model.safetensors").write_bytes(b"no weights")
     words = ["--model", bare, "--data", rows, "--objectives", OBJECTIVES, "--output_dir", tmp_path / "run"]
     assert paretune("train", *words, "--dry_run") == 0
     assert paretune("train", *words) == 2
+    (bare / "model.safetensors").unlink()
+    assert paretune("train", *words, "--dry_run") == 2
+    assert "no weights are there" in capsys.readouterr().err
+    index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    (bare / "model.safetensors.index.json").write_text(json.dumps(index))
+    (bare / "model-1-of-2.safetensors").touch()
+    assert paretune("train", *words, "--dry_run") == 2
+    assert "expected model-2-of-2.safetensors" in capsys.readouterr().err
+    (bare / "model-2-of-2.safetensors").touch()
+    assert paretune("train", *words, "--dry_run") == 0
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    LoraConfig(base_model_name_or_path=str(bare)).save_pretrained(adapter)
+    words[1] = adapter
+    assert paretune("train", *words, "--dry_run") == 2
+    assert "adapter_model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ref_model", "./absent"], ["ref_model: no such model directory", "./absent"]),
+        (["--ref_model", "OTHER"], ["ref_model: the reference model does not match", "one of 380"]),
+        (["--learning_rate", "-1"], ["bad learning_rate"]),
+        (["--output_dir", "DONE"], ["a finished run is there"]),
+        (["--gradient_storage", "two_pass", *SINGLE, "--gradient_mode", "per_objective"], ["two_pass cannot make"]),
+    ],
+    ids=["no reference", "a reference of another vocabulary", "negative rate", "a finished run", "two passes"],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    model: Path, tmp_path: Path, rows: str, capsys: pytest.CaptureFixture[str], words: list[str], said: list[str]
+) -> None:
+    names = {"OTHER": tmp_path / "other", "DONE": tmp_path / "done"}
+    save_model(tmp_path / "other", tokenizer=byte_bpe(size=380))
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "run.json").write_text('{"status": "finished"}')
+    given = {"--model": model, "--data": rows, "--objectives": OBJECTIVES, "--output_dir": tmp_path / "run"}
+    given |= {key: names.get(value, value) for key, value in zip(words[::2], words[1::2], strict=True)}
+    assert paretune("train", *[word for pair in given.items() for word in pair], "--dry_run") == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert all(word in err for word in said), err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tells_how_gradients_would_be_kept(
+    model: Path, tmp_path: Path, rows: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "--model",
+        model,
+        "--data",
+        rows,
+        "--objectives",
+        OBJECTIVES,
+        "--output_dir",
+        tmp_path / "run",
+        "--dry_run",
+    ]
+
+    def told(*more: str, free: float = 1e9) -> tuple[dict[str, list[str]], str]:
+        monkeypatch.setattr("paretune.training.storage.free_bytes", lambda device: int(free))
+        assert paretune("train", *words, "--use_cpu", "true", *more) == 0
+        said = capsys.readouterr().out
+        lines = [re.split(r"  +", line) for line in said.splitlines()]
+        return {cells[0]: cells[1:] for cells in lines if len(cells) > 1}, said
+
+    one = 4 * sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(model).parameters())
+    sizes = {factor: f"{factor * one / 1000:.3g} kB" for factor in (0.5, 1, 1.5, 2, 3)}
+    cells, said = told(*SINGLE)
+    assert cells["stack"] == [sizes[2], "0 B"] and cells["stack, bfloat16"] == [sizes[2], "0 B"]
+    assert cells["stack on the host"] == [sizes[1], sizes[2]] and cells["two_pass"] == [sizes[1], "0 B"]
+    assert cells["gradients (stack)"] == [sizes[2]] and "combined gradient" not in said
+    assert "auto takes stack: it fits: 1.0 GB are free on cpu now" in said and "not possible" not in said
+    # weights and a reference of one each; the optimizer's two; of what is left, two gradients may take half
+    assert "auto takes stack:" in told(*SINGLE, free=8.1 * one)[1]
+    cells, said = told(*SINGLE, free=7.9 * one)
+    assert "auto takes two_pass: two backward passes per step, because 2 gradients take" in said
+    assert cells["gradients (two_pass)"] == [sizes[1]]
+    said = told("--gradient_accumulation_steps", "2", free=7.9 * one)[1]
+    assert "two_pass is not possible: a step must be one micro-batch" in said and "auto takes stack: 2 grad" in said
+    assert "auto takes stack, bfloat16: it" in told("--stack_dtype", "bfloat16")[1]
+    # one comparison has one margin, and so has the step
+    cells, said = told(*SINGLE, "--per_device_train_batch_size", "1")
+    assert "to keep 1 gradient, for 2 objectives" in said and cells["stack"] == [sizes[1], "0 B"]
 
 
 def test_the_module_runs_as_a_program(model: Path, tmp_path: Path, rows: str) -> None:

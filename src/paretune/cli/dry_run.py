@@ -14,6 +14,7 @@ from paretune.training.given import full_path
 
 if TYPE_CHECKING:
     from paretune.cli.train import TrainKeys
+    from paretune.comparisons.batches import Layout
     from paretune.training.config import RACOConfig
     from paretune.training.data import TokenizedData
 
@@ -46,8 +47,8 @@ def dry_run(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adap
     Raises:
         InputError: as `RACOTrainer`.
     """
-    from paretune.losses import check_losses, is_reference_free
-    from paretune.policy.loading import load_tokenizer
+    from paretune.losses import check_losses
+    from paretune.policy.loading import check_weight_files, four_bits, load_tokenizer
     from paretune.training.checks import check_arguments, check_output, check_tokens
     from paretune.training.data import prepare_sets
     from paretune.training.record import RunRecord
@@ -55,22 +56,53 @@ def dry_run(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adap
     check_arguments(args)
     check_losses(objectives)
     check_output(args.output_dir)
+    if keys.quantization is not None:
+        four_bits("auto")
+    name = full_path(str(keys.model))
+    check_weight_files(name)
     normal = normalize_weights(objectives)
     record = RunRecord(args, objectives, normal)
-    tokenizer = load_tokenizer(full_path(str(keys.model)))
+    tokenizer = load_tokenizer(name)
     train, held_out = prepare_sets(keys.data, keys.eval_data, normal, tokenizer, args, record, **keys.read_options())
-    model = empty_model(full_path(str(keys.model)), full=adapter is None, dtype=keys.dtype)
+    model = empty_model(name, full=adapter is None, dtype=keys.dtype)
     check_tokens(model, tokenizer)
+    copy = reference_bytes(keys, args, objectives, model, full=adapter is None)
+    layout = expected_layout(args, model)
     sizes = measure(model, adapter, four_bits=keys.quantization == "4bit")
-    copy = adapter is None and not args.precompute_ref_log_probs and not all(is_reference_free(o) for o in objectives)
+    fixed = memory(sizes, args, copy)
+    ways = gradient_ways(args, normal, sizes, layout, held=fixed)
     lines = ["Dry run: nothing was trained, no weights were read, nothing was written.", ""]
     lines += _data_lines(normal, train, held_out, record.content["data"])
     lines += _step_lines(args, len(train.rows), sizes)
-    lines += _memory_lines(memory(sizes, len(objectives), args.optim, copy=copy), args)
+    lines += _memory_lines(fixed, ways, args)
     return "\n".join(lines)
 
 
-def empty_model(name: str, *, full: bool, dtype: str) -> Any:
+def reference_bytes(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], model: Any, *, full: bool) -> float:
+    """Bytes of the reference that stays beside the policy; 0 where it is the policy without adapters, or none.
+
+    Raises:
+        InputError: a ref_model that is not there, or that has another vocabulary.
+    """
+    from paretune.losses import is_reference_free
+    from paretune.policy.loading import check_weight_files
+    from paretune.policy.reference import check_reference
+
+    if all(is_reference_free(o) for o in objectives):
+        return 0.0
+    parameters = list(model.parameters())
+    if keys.ref_model is not None:
+        name = full_path(keys.ref_model)
+        check_weight_files(name, "ref_model")
+        other = empty_model(name, full=False, dtype="auto", where="ref_model")
+        check_reference(model, other)
+        parameters, full = list(other.parameters()), True
+    if args.precompute_ref_log_probs or not full:
+        return 0.0
+    return float(sum(p.numel() * p.element_size() for p in parameters))
+
+
+def empty_model(name: str, *, full: bool, dtype: str, where: str = "model") -> Any:
     """The model's shape without its weights (on the meta device), from its configuration alone."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -82,7 +114,7 @@ def empty_model(name: str, *, full: bool, dtype: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(name)
         if config.is_encoder_decoder:
-            raise InputError("an encoder-decoder model", where=f"model {name}", expected="a causal language model")
+            raise InputError("an encoder-decoder model", where=f"{where} {name}", expected="a causal language model")
         stored = getattr(config, "dtype", None) or torch.float32
         wanted = torch.float32 if full else stored if dtype == "auto" else getattr(torch, dtype, None)
         if not isinstance(wanted, torch.dtype):
@@ -92,7 +124,7 @@ def empty_model(name: str, *, full: bool, dtype: str) -> Any:
     except InputError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load the model: {str(error).splitlines()[0]}", where=f"model {name}") from error
+        raise InputError(f"cannot load the model: {str(error).splitlines()[0]}", where=f"{where} {name}") from error
 
 
 def measure(model: Any, adapter: Any, *, four_bits: bool) -> Sizes:
@@ -112,27 +144,80 @@ def measure(model: Any, adapter: Any, *, four_bits: bool) -> Sizes:
     return Sizes(total, trained, 0.55 if four_bits else frozen_bytes)  # 4 bits and the scales of their blocks
 
 
-def memory(sizes: Sizes, objectives: int, optim: Any, *, copy: bool) -> dict[str, float]:
-    """Bytes by purpose, activations left out: they depend on lengths, batch and checkpointing.
+def memory(sizes: Sizes, args: RACOConfig, reference: float) -> dict[str, float]:
+    """Bytes on the device by purpose. Gradients are told apart (`gradient_ways`); activations are left out: they depend
+    on lengths, batch and checkpointing.
 
     Args:
         sizes: of the model.
-        objectives: m; each has a float32 buffer of the trained parameters, since gradients combine once per step.
-        optim: the optimizer's name.
-        copy: whether the reference is a frozen copy beside the policy.
+        args: of the run.
+        reference: bytes of a reference beside the policy.
     """
-    name = str(getattr(optim, "value", optim))
+    from paretune.training.checks import optimizer_name
+
+    name = optimizer_name(args)
     fits = [known for known in _STATE_BYTES if name.startswith(known)]
     state = _STATE_BYTES[max(fits, key=len)] if fits else 8
-    frozen = sizes.parameters - sizes.trained
     return {
         "trained weights (float32)": 4.0 * sizes.trained,
-        "frozen weights": sizes.frozen_bytes * frozen,
-        "reference copy": 4.0 * sizes.parameters if copy else 0.0,
-        f"gradients of {objectives} objectives": 4.0 * sizes.trained * objectives,
-        "combined gradient": 4.0 * sizes.trained,
+        "frozen weights": sizes.frozen_bytes * (sizes.parameters - sizes.trained),
+        "reference": reference,
         f"optimizer state ({name})": float(state) * sizes.trained,
     }
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The ways to keep a step's gradients: bytes of each on device and host, which one the run takes, and why.
+
+    `kept` gradients of `objectives`: a step never keeps more than it has outputs.
+    """
+
+    objectives: int
+    kept: int
+    sizes: dict[str, tuple[int, int]]
+    taken: str
+    why: str
+    obstacle: str | None
+
+
+def expected_layout(args: RACOConfig, model: Any) -> Layout:
+    """Whether rows will share prompts, as far as the configuration tells: a trial on the weights may still object."""
+    from paretune.policy.eligibility import config_reason
+
+    return "flat" if args.layout == "flat" or config_reason(model) is not None else "shared"
+
+
+def gradient_ways(
+    args: RACOConfig, objectives: list[Objective], sizes: Sizes, layout: Layout, *, held: dict[str, float]
+) -> Ways:
+    """What the run would decide about its gradients, on this machine as it is now.
+
+    Args:
+        args: of the run.
+        objectives: m of them.
+        sizes: of the model.
+        layout: of the rows.
+        held: of `memory`; all of it but the optimizer's state is on the device when the run decides.
+
+    Raises:
+        InputError: two_pass asked for where it cannot be.
+    """
+    from paretune.training.storage import choose_storage, free_bytes, step_basis, storage_bytes, two_pass_obstacle
+
+    one_pass = args.gradient_mode != "per_objective"
+    rows = args.train_batch_size * args.gradient_accumulation_steps
+    kept = step_basis(args, objectives, layout, rows, one_pass=one_pass).kept
+    obstacle = two_pass_obstacle(args, objectives, layout, one_pass=one_pass)
+    free = free_bytes(args.device)
+    left = None if free is None else max(0, int(free - sum(v for k, v in held.items() if "optimizer" not in k)))
+    chosen = choose_storage(args, trained=sizes.trained, kept=kept, obstacle=obstacle, free=left)
+    on_host = chosen.device is not None and args.device.type != "cpu"
+    name = "stack" + (" on the host" if on_host else "") + (", bfloat16" if chosen.dtype.itemsize == 2 else "")
+    known = "nobody knows the free memory" if free is None else f"{_size(free)} are free on {args.device.type} now"
+    why = "; ".join(chosen.notices) or ("as asked for" if args.gradient_storage != "auto" else f"it fits: {known}")
+    ways = storage_bytes(sizes.trained, kept)
+    return Ways(len(objectives), kept, ways, "two_pass" if chosen.two_pass else name, why, obstacle)
 
 
 def _data_lines(objectives: list[Objective], train: TokenizedData, held_out: Any, reports: dict[str, Any]) -> list[str]:
@@ -166,11 +251,19 @@ def _step_lines(args: RACOConfig, rows: int, sizes: Sizes) -> list[str]:
     ]
 
 
-def _memory_lines(parts: dict[str, float], args: RACOConfig) -> list[str]:
-    rows = [[name, _size(amount)] for name, amount in parts.items() if amount]
-    rows.append(["together, without activations", _size(sum(parts.values()))])
-    device = f"on {args.device.type}, per process"
-    return ["", table([f"memory {device}", ""], rows)]
+def _memory_lines(parts: dict[str, float], ways: Ways, args: RACOConfig) -> list[str]:
+    device, host = ways.sizes[ways.taken]
+    kept = f"gradients ({ways.taken})"
+    rows = [[name, _size(amount)] for name, amount in {**parts, kept: device}.items() if amount]
+    rows.append(["together, without activations", _size(sum(parts.values()) + device)])
+    lines = ["", table([f"memory on {args.device.type}, per process", ""], rows), ""]
+    fewer = f", for {ways.objectives} objectives" if ways.kept < ways.objectives else ""
+    head = [f"to keep {ways.kept} gradient{'s' * (ways.kept > 1)}{fewer}", f"on {args.device.type}", "on the host"]
+    lines.append(table(head, [[name, *map(_size, amounts)] for name, amounts in ways.sizes.items()]))
+    if ways.obstacle is not None:
+        lines.append(f"two_pass is not possible: {ways.obstacle}.")
+    lines.append(f"gradient_storage: {args.gradient_storage} takes {ways.taken}: {ways.why}.")
+    return [*lines, f"The host would hold {_size(host)} of them."] if host else lines
 
 
 def _size(amount: float) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,16 +24,43 @@ from transformers import (
 from paretune.errors import InputError
 
 
-def check_model_path(name: str) -> None:
+def check_model_path(name: str, where: str = "model") -> None:
     """Raises InputError, before anything is read, where a name looks like a path but no model is there."""
     local = name.startswith((".", "/", "~")) or os.path.exists(name) or name.count("/") > 1
     path = os.path.expanduser(name)
     if not local:
         return
     if not os.path.isdir(path):
-        raise InputError("no such model directory", where="model", found=name, fix="Give a directory or a hub id.")
+        raise InputError("no such model directory", where=where, found=name, fix="Give a directory or a hub id.")
     if not any(os.path.exists(os.path.join(path, f)) for f in ("config.json", "adapter_config.json")):
-        raise InputError("not a model directory", where=f"model {name}", expected="config.json in it")
+        raise InputError("not a model directory", where=f"{where} {name}", expected="config.json in it")
+
+
+def check_weight_files(name: str, where: str = "model") -> None:
+    """Raises InputError where a model's directory, or that of an adapter's base, lacks files of weights; reads none."""
+    check_model_path(name, where)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return
+    if (folder / "adapter_config.json").exists():
+        if not any((folder / f"adapter_model.{end}").exists() for end in ("safetensors", "bin")):
+            raise InputError("no weights are there", where=f"{where} {name}", expected="adapter_model.safetensors")
+        return check_weight_files(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path), where)
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{whole}.index.json"
+        if (folder / whole).exists():
+            return
+        if index.exists():
+            try:
+                parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (OSError, ValueError, KeyError, AttributeError) as error:
+                raise InputError("unreadable index of weights", where=str(index)) from error
+            lacking = sorted(part for part in parts if not (folder / part).exists())
+            if lacking:
+                raise InputError("weights are missing", where=f"{where} {name}", expected=", ".join(lacking))
+            return
+    expected = "model.safetensors, or its parts and their index"
+    raise InputError("no weights are there", where=f"{where} {name}", expected=expected)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -71,7 +100,7 @@ def load_policy(
     if quantize:
         if full:
             raise InputError("4-bit weights cannot train", fix="Add 'lora:' to train adapters on a 4-bit base.")
-        options["quantization_config"] = _four_bits(_dtype(dtype))
+        options["quantization_config"] = four_bits(_dtype(dtype))
     try:
         if os.path.exists(os.path.join(path, "adapter_config.json")):
             base = _read(str(PeftConfig.from_pretrained(path).base_model_name_or_path), options)
@@ -136,7 +165,12 @@ def _dtype(name: str) -> Any:
     return dtype
 
 
-def _four_bits(dtype: Any) -> BitsAndBytesConfig:
+def four_bits(dtype: Any) -> BitsAndBytesConfig:
+    """How a base is loaded in 4 bits.
+
+    Raises:
+        InputError: bitsandbytes is not installed.
+    """
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
