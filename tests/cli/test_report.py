@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from paretune.cli.main import main
+from tests.cli.made import QUICK, paretune, saved_weights
 from tests.evaluation.report.demo_made import made_demo, made_run
+from tests.evaluation.report.dom import read
 
 
 def test_a_runs_page_goes_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,6 +17,33 @@ def test_a_runs_page_goes_beside_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
     assert "run first" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_configuration_on_the_page_trains_the_same_model(model: Path, rows: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    unusual = [
+        "--optim",
+        "sgd",
+        "--weight_decay",
+        "0.5",
+        "--warmup_steps",
+        "0",
+        "--normalize",
+        "dataset",
+        "--layout",
+        "flat",
+    ]
+    objectives = "{helpful: {weight: 3, loss: robust, epsilon: 0.3, length_normalized: true}, short: 1}"
+    words = ["--model", model, "--data", rows, "--objectives", objectives, "--output_dir", first, "--overwrite", *QUICK]
+    assert paretune("train", *words, *unusual) == 0
+    assert paretune("report", first) == 0
+    (code,) = read((first / "report.html").read_text(encoding="utf-8")).all("figure", "code")
+    config = tmp_path / "config.yaml"
+    config.write_text(code.all("code")[0].text, encoding="utf-8")
+    assert paretune("train", config) == 2, "a finished run is not written over"
+    assert paretune("train", config, "--output_dir", second) == 0
+    before, after = saved_weights(first), saved_weights(second)
+    assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
 
 
 def test_of_several_it_goes_here_or_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
