@@ -238,6 +238,17 @@ def test_what_must_be_given(missing: str, model: Path, tmp_path: Path, capsys: p
     assert f"{missing} is missing" in capsys.readouterr().err
 
 
+def test_a_cache_that_cannot_be_written(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PARETUNE_CACHE", str(tmp_path / "file"))
+    case = Case(model, tmp_path)
+    case.settings["precompute_ref_log_probs"] = "true"
+    assert case.run() == 2
+    assert "cannot be used" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_bad_rows_can_be_skipped_and_are_counted(model: Path, tmp_path: Path) -> None:
     case = Case(model, tmp_path)
     row(response_a=" ")(case)

@@ -53,6 +53,14 @@ def test_parts_add_up_and_become_one_file(tmp_path: Path) -> None:
     assert known(read_parts(tmp_path, 10)[0]) == list(range(10))
 
 
+def test_a_part_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").mkdir()  # as one of another user's would, it refuses to be read
+    with pytest.raises(InputError, match="cannot be used.*PARETUNE_CACHE"):
+        read_parts(tmp_path, 10)
+    with pytest.raises(InputError, match="cannot be used.*PARETUNE_CACHE"):
+        write_whole(tmp_path, VALUES)
+
+
 def _flip(content: bytes) -> bytes:
     return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
 
@@ -82,7 +90,7 @@ def test_a_part_of_other_rows_is_not_believed(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written.*PARETUNE_CACHE"):
+    with pytest.raises(InputError, match="cannot be used.*PARETUNE_CACHE"):
         write_part(tmp_path / "file" / "folder", torch.tensor([0]), VALUES[:, :1])
 
 

@@ -12,6 +12,8 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +82,34 @@ def cache_folder(settings: dict[str, Any]) -> Path:
 
 
 def read_parts(folder: Path, rows: int) -> tuple[Tensor, list[Path]]:
-    """(2, rows) float64, the values of both sides, NaN where no part has a row; and the damaged files, now removed."""
+    """(2, rows) float64, the values of both sides, NaN where no part has a row; and the damaged files, now removed.
+
+    Raises:
+        InputError: the folder cannot be read, or not be written where something has to go.
+    """
     values, damaged = torch.full((2, rows), float("nan"), dtype=torch.float64), []
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            position, stored = _read(path, rows)
-        except FileNotFoundError:  # another process has just put one file in place of the parts
-            return read_parts(folder, rows)
-        except (SafetensorError, KeyError, ValueError):
-            path.unlink(missing_ok=True)
-            damaged.append(path)
-            continue
-        values[:, position] = stored
+    with _usable(folder):
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                position, stored = _read(path, rows)
+            except FileNotFoundError:  # another process has just put one file in place of the parts
+                return read_parts(folder, rows)
+            except (SafetensorError, KeyError, ValueError):
+                path.unlink(missing_ok=True)
+                damaged.append(path)
+                continue
+            values[:, position] = stored
     return values, damaged
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """What the system refuses there is an InputError."""
+    try:
+        yield
+    except OSError as error:
+        fix = "Let the environment variable PARETUNE_CACHE name a folder that can be read and written."
+        raise InputError(f"the reference cache cannot be used ({error})", where=str(folder), fix=fix) from error
 
 
 def _read(path: Path, rows: int) -> tuple[Tensor, Tensor]:
@@ -125,27 +142,25 @@ def write_part(folder: Path, position: Tensor, values: Tensor, name: str = "") -
     content = save({"position": position, "values": values, "check": _check(position, values)})
     name = name or f"{uuid.uuid4().hex}.safetensors"
     neighbour = folder / f"{name}.{uuid.uuid4().hex}.unfinished"
-    try:
+    with _usable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with neighbour.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         neighbour.replace(folder / name)
-    except OSError as error:
-        fix = "Let the environment variable PARETUNE_CACHE name a folder that can be written."
-        raise InputError(f"the reference cache cannot be written ({error})", where=str(folder), fix=fix) from error
 
 
 def write_whole(folder: Path, values: Tensor) -> None:
     """Puts one file with every row, (2, rows), in place of all parts."""
     write_part(folder, torch.arange(values.shape[1]), values, WHOLE)
-    for path in folder.glob("*.safetensors"):
-        if path.name != WHOLE:
-            path.unlink(missing_ok=True)
-    for path in folder.glob("*.unfinished"):  # of processes that were killed; others may be at work here
-        try:
-            if time.time() - path.stat().st_mtime > _LEFT_OVER:
-                path.unlink()
-        except FileNotFoundError:
-            continue
+    with _usable(folder):
+        for path in folder.glob("*.safetensors"):
+            if path.name != WHOLE:
+                path.unlink(missing_ok=True)
+        for path in folder.glob("*.unfinished"):  # of processes that were killed; others may be at work here
+            try:
+                if time.time() - path.stat().st_mtime > _LEFT_OVER:
+                    path.unlink()
+            except FileNotFoundError:
+                continue
