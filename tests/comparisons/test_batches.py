@@ -82,16 +82,14 @@ def test_rows_hold_their_tokens_then_padding(comparisons: list[dict[str, Any]]) 
     shared = collate(comparisons, layout="shared", pad_id=PAD)
     flat = collate(comparisons, layout="flat", pad_id=PAD)
     widths = shared["block_widths"]
-    for name, width, lengths in zip(
-        ("prefix_ids", "a_ids", "b_ids"), widths, ("prefix_lengths", "a_lengths", "b_lengths"), strict=True
-    ):
-        assert width == max(len(comparison[name]) for comparison in comparisons)
-        assert shared[lengths].tolist() == [len(comparison[name]) for comparison in comparisons]
+    wanted = [[c["prefix_ids"], *sorted((c["a_ids"], c["b_ids"]), key=len, reverse=True)] for c in comparisons]
+    for part, lengths in enumerate(("prefix_lengths", "first_lengths", "second_lengths")):
+        assert widths[part] == max(len(row[part]) for row in wanted)
+        assert shared[lengths].tolist() == [len(row[part]) for row in wanted]
     assert flat["input_ids"].shape[1] == max(len(full(comparison, side)) for comparison in comparisons for side in "ab")
     for index, comparison in enumerate(comparisons):
         parts = shared["input_ids"][index].split(widths)
-        wanted = [comparison[name] for name in ("prefix_ids", "a_ids", "b_ids")]
-        for part, ids in zip(parts, wanted, strict=True):
+        for part, ids in zip(parts, wanted[index], strict=True):
             assert part.tolist() == ids + [PAD] * (len(part) - len(ids))
         for side, offset in (("a", 0), ("b", len(comparisons))):
             ids = full(comparison, side)
@@ -109,11 +107,12 @@ def test_a_shared_batch_written_out() -> None:
         layout="shared",
         pad_id=0,
     )
-    assert batch["block_widths"] == (3, 2, 3)
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 0, 0], [7, 8, 0, 9, 0, 10, 11, 12]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 3, 3], [0, 1, 1, 2, 2, 2, 3, 4]]
+    assert batch["block_widths"] == (3, 3, 1)
+    # the longer side first: a in row 0, b in row 1
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 0, 6], [7, 8, 0, 10, 11, 12, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 4, 3], [0, 1, 1, 2, 3, 4, 2]]
     # Row 0: token 3 (in the prefix) for a only, a's 4 and 5, b's 6. Row 1: a's 9; b's first token is not scored.
-    assert batch["score_positions"].tolist() == [[1, 2, 3, 2], [1, 5, 6, 0]]
+    assert batch["score_positions"].tolist() == [[1, 2, 3, 2], [1, 3, 4, 0]]
     assert batch["score_targets"].tolist() == [[3, 4, 5, 6], [9, 11, 12, 0]]
     assert batch["score_a"].tolist() == [[True, True, True, False], [True, False, False, False]]
     assert batch["score_b"].tolist() == [[False, False, False, True], [False, True, True, False]]

@@ -50,7 +50,7 @@ def test_every_row_is_in_one_batch(rows: int, size: int, multiple: int, layout: 
     assert sorted(i for share in shares for batch in share for i in batch.tolist()) == list(range(rows))
 
 
-@pytest.mark.parametrize(("layout", "most"), [("shared", 1.5), ("flat", 1.2)])
+@pytest.mark.parametrize(("layout", "most"), [("shared", 1.45), ("flat", 1.2)])
 def test_little_is_padded(layout: Layout, most: float) -> None:
     taken = extents(ragged(256), layout)
     real = taken.sum()
@@ -73,4 +73,4 @@ def test_ranks_work_equally_long() -> None:
     batches = batches_by_length(taken, 4, 4)
     costs = np.array([[computed_tokens(taken[b]) for b in rank_share(batches, rank, 4)] for rank in range(4)])
     assert (costs.max(0) - costs.min(0)).sum() < 0.1 * costs.max(0).sum()
-    assert costs.sum(1).max() < 1.03 * costs.sum(1).min()
+    assert costs.sum(1).max() < 1.06 * costs.sum(1).min()

@@ -2,9 +2,10 @@
 
 Shape suffixes: R rows of the model input, N comparisons, T columns, K scored entries per row, m objectives.
 
-Shared (R = N): a row is `[0:P) prefix | [P:P+A) side a | [P+A:P+A+B) side b`, each part padded on its right; positions
-of a and of b both go on where the row's own prefix ended, so side b looks as if a were not there. Flat (R = 2N): rows
-0..N-1 are the whole sequences of side a, rows N..2N-1 those of side b, padded on the right.
+Shared (R = N): a row is `[0:P) prefix | [P:P+A) one side | [P+A:P+A+B) the other`, each part padded on its right;
+positions of both sides go on where the row's own prefix ended, so the last looks as if the one before were not there.
+The side with more tokens comes first, whichever it is: long sides are padded to long ones, short ones to short. Flat
+(R = 2N): rows 0..N-1 are the whole sequences of side a, rows N..2N-1 those of side b, padded on the right.
 
 A *scored entry* is (column, target): the hidden state at `column` predicts `target`. The last prefix column predicts
 the first token of both sides, so in the shared layout one column may appear in two entries; a token that both responses
@@ -44,8 +45,8 @@ def collate(rows: Sequence[dict[str, Any]], *, layout: Layout, pad_id: int) -> d
     Returns:
         Both layouts: input_ids, position_ids (R, T) int64; score_positions, score_targets (R, K) int64; score_a,
         score_b (R, K) bool; preferences (N, m) float64, NaN = missing; index, a_tokens, b_tokens (N,) int64, the latter
-        two in scored tokens. Flat adds attention_mask (R, T) int64; shared adds prefix_lengths, a_lengths, b_lengths
-        (R,) int64. And plain numbers, known before the batch moves to a device, so that nobody has to wait for one:
+        two in scored tokens. Flat adds attention_mask (R, T) int64; shared adds prefix_lengths, first_lengths,
+        second_lengths (R,) int64. And plain numbers, known before the batch moves to a device, so that nobody has to wait for one:
         real_tokens, those that are not padding; shared adds block_widths = (P, A, B) and shortest_prefix.
 
     Raises:
@@ -79,7 +80,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def _real_tokens(batch: dict[str, Any]) -> int:
     if "attention_mask" in batch:
         return int(batch["attention_mask"].sum())
-    return int(sum(batch[key].sum() for key in ("prefix_lengths", "a_lengths", "b_lengths")))
+    return int(sum(batch[key].sum() for key in ("prefix_lengths", "first_lengths", "second_lengths")))
 
 
 def _check(row: dict[str, Any]) -> None:
@@ -110,31 +111,27 @@ def _padded(sequences: Sequence[Sequence[int]], pad: int) -> Tensor:
 
 
 def _shared(rows: Sequence[dict[str, Any]], pad_id: int) -> tuple[dict[str, Any], list[list[Entry]]]:
-    parts = [_padded([row[name] for row in rows], pad_id) for name in ("prefix_ids", "a_ids", "b_ids")]
-    width_p, width_a, width_b = (part.shape[1] for part in parts)
-    prefix_lengths = _integers([len(row["prefix_ids"]) for row in rows])
+    orders = [("a", "b") if len(row["a_ids"]) >= len(row["b_ids"]) else ("b", "a") for row in rows]
+    ids = [[row["prefix_ids"] for row in rows]]
+    ids += [[row[f"{order[place]}_ids"] for row, order in zip(rows, orders, strict=True)] for place in (0, 1)]
+    parts = [_padded(part, pad_id) for part in ids]
+    lengths = [_integers([len(sequence) for sequence in part]) for part in ids]
+    widths = [part.shape[1] for part in parts]
     # Positions run on into the padding; they stay below the longest prefix + the longest response, but that can exceed
     # the longest real sequence, and a learned position table with it: hence the clamp to each part's own last position.
-    a_lengths = _integers([len(row["a_ids"]) for row in rows])
-    b_lengths = _integers([len(row["b_ids"]) for row in rows])
-    position_ids = torch.cat(
-        [
-            _ramp(width_p, prefix_lengths),
-            prefix_lengths[:, None] + _ramp(width_a, a_lengths),
-            prefix_lengths[:, None] + _ramp(width_b, b_lengths),
-        ],
-        dim=1,
-    )
+    ramps = [_ramp(width, part) for width, part in zip(widths, lengths, strict=True)]
     batch: dict[str, Any] = {
         "input_ids": torch.cat(parts, dim=1),
-        "position_ids": position_ids,
-        "block_widths": (width_p, width_a, width_b),
-        "shortest_prefix": int(prefix_lengths.min()),
-        "prefix_lengths": prefix_lengths,
-        "a_lengths": a_lengths,
-        "b_lengths": b_lengths,
+        "position_ids": torch.cat([ramps[0], *(lengths[0][:, None] + ramp for ramp in ramps[1:])], dim=1),
+        "block_widths": tuple(widths),
+        "shortest_prefix": int(lengths[0].min()),
+        "prefix_lengths": lengths[0],
+        "first_lengths": lengths[1],
+        "second_lengths": lengths[2],
     }
-    return batch, [_shared_entries(row, width_p, width_a) for row in rows]
+    starts = (widths[0], widths[0] + widths[1])
+    entries = [_shared_entries(row, dict(zip(o, starts, strict=True))) for row, o in zip(rows, orders, strict=True)]
+    return batch, entries
 
 
 def _ramp(width: int, lengths: Tensor) -> Tensor:
@@ -142,12 +139,13 @@ def _ramp(width: int, lengths: Tensor) -> Tensor:
     return torch.minimum(torch.arange(width)[None, :], lengths[:, None] - 1)
 
 
-def _shared_entries(row: dict[str, Any], width_p: int, width_a: int) -> list[Entry]:
+def _shared_entries(row: dict[str, Any], blocks: dict[str, int]) -> list[Entry]:
+    """The row's scored entries, given the column at which each side's block starts."""
     prefix, length = row["prefix_ids"], len(row["prefix_ids"])
     a_start, b_start = row["a_start"], row["b_start"]
     entries = [Entry(t - 1, prefix[t], t >= a_start, t >= b_start) for t in range(min(a_start, b_start), length)]
-    for side, start, block in (("a", a_start, width_p), ("b", b_start, width_p + width_a)):
-        ids = row[f"{side}_ids"]
+    for side, start in (("a", a_start), ("b", b_start)):
+        ids, block = row[f"{side}_ids"], blocks[side]
         for t in range(max(start - length, 0), len(ids)):
             column = length - 1 if t == 0 else block + t - 1
             entries.append(Entry(column, ids[t], side == "a", side == "b"))

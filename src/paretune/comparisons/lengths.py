@@ -30,14 +30,14 @@ def extents(lengths: np.ndarray, layout: Layout) -> np.ndarray:
 
     Args:
         lengths: (N, 3), of `part_lengths`.
-        layout: of `collate`. Shared rows pad prefix, side a and side b each on its own (K = 3); flat ones are two
-            sequences as long as the longer of all (K = 1).
+        layout: of `collate`. Shared rows pad prefix, longer and shorter side each on its own (K = 3); flat ones are
+            two sequences as long as the longer of all (K = 1).
 
     Returns:
         (N, K) int64.
     """
     if layout == "shared":
-        return lengths
+        return np.concatenate([lengths[:, :1], -np.sort(-lengths[:, 1:], axis=1)], axis=1)
     return 2 * (lengths[:, :1] + lengths[:, 1:].max(axis=1, keepdims=True))
 
 

@@ -1,6 +1,6 @@
 """Prompt-shared attention, registered with transformers under the name "paretune".
 
-A shared row is `prefix | side a | side b` (see comparisons/batches.py): the prefix attends causally to itself, each
+A shared row is `prefix | one side | the other` (see comparisons/batches.py): the prefix attends causally to itself, each
 side to the row's own prefix and causally to itself, never to the other side. The model's forward is called with the
 keyword `paretune_blocks`, which models pass through to the attention function; without it (flat rows, `generate`) the
 function *is* transformers' sdpa. A dummy 4-D attention mask goes along, because transformers returns such a mask as it
@@ -10,7 +10,8 @@ it, and any 4-D mask silently removes sliding windows.)
 The implementation is read from the config at every call, also when gradient checkpointing recomputes a layer during
 backward, so it is set on the model for good (`use_paretune_attention`), never for the length of a forward.
 
-Shape suffixes: R rows, H query heads, G key/value heads, T columns, D head size; P, A, B widths of the three blocks.
+Shape suffixes: R rows, H query heads, G key/value heads, T columns, D head size; P, A, B widths of the three blocks
+(A and B of the longer and the shorter side).
 """
 
 from __future__ import annotations
