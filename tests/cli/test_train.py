@@ -140,19 +140,25 @@ def test_reading_options_are_keys(model: Path, tmp_path: Path) -> None:
     assert record["settings"]["max_pairs"] == 3
 
 
-def test_early_stopping(model: Path, tmp_path: Path, rows: str) -> None:
+@pytest.mark.parametrize("several", [False, True], ids=["one set", "two sets"])
+def test_early_stopping(
+    model: Path, tmp_path: Path, rows: str, several: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A rate of zero never improves: the second evaluation after the first is the last."""
     config = tmp_path / "c.yaml"
     config.write_text(
         f"model: {model}\ndata: {rows}\nobjectives: {OBJECTIVES}\noutput_dir: {tmp_path}/r\nscheme: null\n"
         "learning_rate: 0\nmax_steps: 9\nper_device_train_batch_size: 2\ngradient_accumulation_steps: 1\n"
         "use_cpu: true\n"
-        "eval_fraction: 0.3\neval_strategy: steps\neval_steps: 1\nsave_strategy: steps\nsave_steps: 1\n"
+        "eval_strategy: steps\neval_steps: 1\nsave_strategy: steps\nsave_steps: 1\n"
         "load_best_model_at_end: true\nearly_stopping_patience: 2\n"
     )
-    assert paretune("train", config) == 0
-    steps = [line["step"] for line in read_run(tmp_path / "r")[1] if "eval_loss" in line]
+    sets = ["--eval_data", f"{{one: {rows}, two: {rows}}}", "--metric_for_best_model", "eval_two_loss"]
+    assert paretune("train", config, *(sets if several else ["--eval_fraction", "0.3"])) == 0
+    metric = "eval_two_loss" if several else "eval_loss"
+    steps = [line["step"] for line in read_run(tmp_path / "r")[1] if metric in line]
     assert max(steps) == 3
+    assert "early stopping is disabled" not in capsys.readouterr().err
 
 
 def test_dry_run_checks_and_leaves_nothing(

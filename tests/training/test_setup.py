@@ -79,6 +79,49 @@ def test_what_cannot_be_right_is_an_error_at_start(tmp_path: Path, changes: dict
         small_trainer(tmp_path, **changes)
 
 
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [
+        (None, None),
+        ("loss", False),
+        ("eval_loss/helpful", False),
+        ("eval_one_loss/helpful", False),
+        ("eval_rewards/margins/loss", True),
+    ],
+)
+def test_a_lower_loss_is_better_of_one_objective_too(tmp_path: Path, metric: str | None, greater: bool | None) -> None:
+    assert small_config(tmp_path, metric_for_best_model=metric).greater_is_better is greater
+    assert small_config(tmp_path, metric_for_best_model=metric, greater_is_better=True).greater_is_better
+
+
+@pytest.mark.parametrize(
+    ("metric", "sets", "said"),
+    [
+        ("eval_lss", False, "found eval_lss. Did you mean eval_loss?"),
+        ("accuracy", False, "no such metric"),
+        (None, True, "found eval_loss. Did you mean eval_(one|two)_loss?"),
+        ("eval_one_loss/hlpful", True, "Did you mean eval_one_loss/helpful"),
+        ("loss", False, None),
+        ("rewards/margins/concise", False, None),
+        ("eval_two_rewards/accuracies/helpful", True, None),
+    ],
+)
+def test_the_metric_of_the_best_model_must_be_measured(
+    tmp_path: Path, metric: str | None, sets: bool, said: str | None
+) -> None:
+    rows = made_text_rows(6)
+    options: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": metric, "max_steps": 1}
+    options["eval_dataset"] = {"one": rows, "two": rows} if sets else rows
+    if said is None:
+        trainer = small_trainer(tmp_path, **options)
+        trainer.train()
+        assert trainer.state.best_metric is not None
+        return
+    with pytest.raises(InputError, match=said):
+        small_trainer(tmp_path, **options)
+
+
 def test_a_reference_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="vocabulary of 400 tokens.*97"):
         small_trainer(tmp_path, ref_model=make_model("llama"))

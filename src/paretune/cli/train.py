@@ -166,10 +166,20 @@ def check_early_stopping(patience: int | None, args: RACOConfig) -> None:
 def _callbacks(keys: TrainKeys) -> list[Any]:
     found = [] if sys.stderr.isatty() else [line_callback()]
     if keys.early_stopping_patience is not None:
-        from transformers import EarlyStoppingCallback
-
-        found.append(EarlyStoppingCallback(keys.early_stopping_patience))
+        found.append(_early_stopping(keys.early_stopping_patience))
     return found
+
+
+def _early_stopping(patience: int) -> Any:
+    """transformers' callback, which takes evaluations of other sets than the metric's for a mistake."""
+    from transformers import EarlyStoppingCallback
+
+    class EarlyStopping(EarlyStoppingCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}" in kwargs["metrics"]:
+                super().on_evaluate(args, state, control, **kwargs)
+
+    return EarlyStopping(patience)
 
 
 def _build(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adapter: Any) -> RACOTrainer:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from paretune.errors import InputError
 
+REWARDS = ("margins", "accuracies", "chosen", "rejected")
 _ONE_BY_ONE = "the optimizer steps parameters during the backward pass, before gradients can be combined"
 
 
@@ -94,6 +97,28 @@ def check_optimizer(args: TrainingArguments) -> None:
         raise InputError(f"the optimizer is not there: {text}", where=f"optim {optimizer_name(args)}") from error
     except ValueError:  # of optimizers that ask for the model, which is not there yet
         return
+
+
+def check_best_metric(args: TrainingArguments, names: Sequence[str], sets: Sequence[str]) -> None:
+    """Raises InputError where no evaluation gives `metric_for_best_model`; the trainer finds out at the first one.
+
+    Args:
+        args: of the run.
+        names: of the objectives.
+        sets: names of several evaluation sets; empty where there is one.
+    """
+    if args.metric_for_best_model is None or not (args.load_best_model_at_end or args.save_strategy == "best"):
+        return
+    each = [f"{metric}/{name}" for name in names for metric in ("loss", *(f"rewards/{kind}" for kind in REWARDS))]
+    known = [f"eval_{name}_" for name in sets] or ["eval_"]
+    known = [prefix + metric for prefix in known for metric in ("loss", *each, "logps/a", "logps/b")]
+    wanted = str(args.metric_for_best_model)
+    wanted = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.0)
+        fix = f"Did you mean {near[0]}?" if near else ""
+        expected = f"one of {', '.join(known[:3])}, …"
+        raise InputError("no such metric", where="metric_for_best_model", expected=expected, found=wanted, fix=fix)
 
 
 def optimizer_name(args: TrainingArguments) -> str:

@@ -108,6 +108,9 @@ class RACOConfig(TrainingArguments):
                 where=f"gradient_accumulation_steps {self.gradient_accumulation_steps}",
                 fix="Set it to 1 and per_device_train_batch_size to the step, or gradient_storage to stack.",
             )
+        if self.greater_is_better is None and self.metric_for_best_model:
+            metric = self.metric_for_best_model.partition("/")[0]  # transformers goes by the end of the whole name
+            self.greater_is_better = not metric.endswith("loss")
         self.remove_unused_columns = False  # the batch is ours, not the model's signature
         super().__post_init__()
 

@@ -18,6 +18,7 @@ from paretune.comparisons.rows import split_groups
 from paretune.comparisons.tokens import tokenize_comparisons
 from paretune.errors import InputError
 from paretune.objectives import Objective
+from paretune.training.checks import check_best_metric
 from paretune.training.config import RACOConfig
 from paretune.training.record import RunRecord
 
@@ -83,6 +84,9 @@ def prepare_sets(
         strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
         fix = "Give eval_data or eval_fraction, or leave eval_strategy out."
         raise InputError("there is nothing to evaluate on", where=f"eval_strategy {strategy}", fix=fix)
+    sets = [str(name) for name in evaluation] if isinstance(evaluation, dict) and "path" not in evaluation else []
+    if args.eval_strategy != "no":
+        check_best_metric(args, [o.name for o in objectives], sets)
     if args.eval_fraction is None:
         prepared = prepare_data(train, objectives, tokenizer, args, record, "train", **options)
         held_out = each(evaluation, lambda d, n: prepare_data(d, objectives, tokenizer, args, record, n, **options))
