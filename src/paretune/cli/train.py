@@ -175,9 +175,9 @@ def _early_stopping(patience: int) -> Any:
     from transformers import EarlyStoppingCallback
 
     class EarlyStopping(EarlyStoppingCallback):
-        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}" in kwargs["metrics"]:
-                super().on_evaluate(args, state, control, **kwargs)
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:  # type: ignore[override]
+            if f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}" in metrics:
+                super().on_evaluate(args, state, control, metrics, **kwargs)
 
     return EarlyStopping(patience)
 
