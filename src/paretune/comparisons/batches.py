@@ -46,8 +46,8 @@ def collate(rows: Sequence[dict[str, Any]], *, layout: Layout, pad_id: int) -> d
         Both layouts: input_ids, position_ids (R, T) int64; score_positions, score_targets (R, K) int64; score_a,
         score_b (R, K) bool; preferences (N, m) float64, NaN = missing; index, a_tokens, b_tokens (N,) int64, the latter
         two in scored tokens. Flat adds attention_mask (R, T) int64; shared adds prefix_lengths, first_lengths,
-        second_lengths (R,) int64. And plain numbers, known before the batch moves to a device, so that nobody has to wait for one:
-        real_tokens, those that are not padding; shared adds block_widths = (P, A, B) and shortest_prefix.
+        second_lengths (R,) int64. And plain numbers, known before the batch moves to a device, so that nobody has to
+        wait for one: real_tokens, those that are not padding; shared adds block_widths = (P, A, B) and shortest_prefix.
 
     Raises:
         InputError: no rows, an empty part, or a side without a scored token.
