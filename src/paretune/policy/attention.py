@@ -1,11 +1,11 @@
 """Prompt-shared attention, registered with transformers under the name "paretune".
 
 A shared row is `prefix | one side | the other` (see comparisons/batches.py): the prefix attends causally to itself,
-each side to the row's own prefix and causally to itself, never to the other side. The model's forward is called with the
-keyword `paretune_blocks`, which models pass through to the attention function; without it (flat rows, `generate`) the
-function *is* transformers' sdpa. A dummy 4-D attention mask goes along, because transformers returns such a mask as it
-is: no T x T mask is built. (Real 4-D masks are a trap: a boolean one is silently wrong with eager attention, which adds
-it, and any 4-D mask silently removes sliding windows.)
+each side to the row's own prefix and causally to itself, never to the other side. The model's forward is called with
+the keyword `paretune_blocks`, which models pass through to the attention function; without it (flat rows, `generate`)
+the function *is* transformers' sdpa. A dummy 4-D attention mask goes along, because transformers returns such a mask as
+it is: no T x T mask is built. (Real 4-D masks are a trap: a boolean one is silently wrong with eager attention, which
+adds it, and any 4-D mask silently removes sliding windows.)
 
 The implementation is read from the config at every call, also when gradient checkpointing recomputes a layer during
 backward, so it is set on the model for good (`use_paretune_attention`), never for the length of a forward.
