@@ -22,9 +22,7 @@ _SHOWN = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "eval_fraction", "seed"),
 )
 # What says how a run was started, not what it was.
-_OF_THE_CALL = ("resume", "overwrite", "dry_run", "in_memory")
-# What a recorded adapter configuration holds beside options.
-_NO_OPTIONS = ("peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "inference_mode")
+_OF_THE_CALL = ("resume", "overwrite", "dry_run")
 _OPTIONS = {field.name: field.default for field in fields(Objective) if field.default is not MISSING}
 
 
@@ -61,9 +59,6 @@ def how_to_reproduce(
 def configuration(run: Run, defaults: Mapping[str, Any] | None) -> str:
     """A run's configuration file (YAML); `defaults` as in `how_to_reproduce`."""
     settings = _said(run.record.get("settings") or {}, ("objectives", *_OF_THE_CALL))
-    adapter = settings.pop("peft_config", None)
-    if adapter and "lora" not in settings:  # of a run that another program started
-        settings["lora"] = _said(adapter, _NO_OPTIONS)
     config = run.record.get("config") or {}
     chosen = {key: config[key] for key in _SHOWN if config.get(key) is not None}
     chosen |= {key: value for key, value in config.items() if _differs(key, value, defaults)}
@@ -77,8 +72,8 @@ def configuration(run: Run, defaults: Mapping[str, Any] | None) -> str:
 def _missing(run: Run) -> str:
     """What a run.json does not name and the configuration therefore lacks: rows and models that were in memory."""
     settings = run.record.get("settings") or {}
-    kinds = settings.get("in_memory") or {}
-    gone = {key: kinds.get(key) for key in ("model", "ref_model", "data", "eval_data") if not settings.get(key)}
+    kinds = run.record.get("in_memory") or {}
+    gone = {key: kinds.get(key) for key in ("model", "ref_model", "lora", "data", "eval_data") if not settings.get(key)}
     named = [
         key if kind is None else f"{key} ({kind})" for key, kind in gone.items() if kind or key in ("model", "data")
     ]
