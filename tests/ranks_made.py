@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+NEXT_RANK = "\n--- the next rank ---\n"
 
 
 def run_ranks(script: str, arguments: Sequence[str], world: int, **variables: str) -> tuple[list[int], str]:
@@ -22,7 +23,7 @@ def run_ranks(script: str, arguments: Sequence[str], world: int, **variables: st
         variables: of the environment, beside those of this process.
 
     Returns:
-        Each rank's exit status, and what all of them wrote.
+        Each rank's exit status, and what they wrote, with NEXT_RANK in between.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -46,4 +47,4 @@ def run_ranks(script: str, arguments: Sequence[str], world: int, **variables: st
         for process in ranks:  # one that waits for a rank that died would outlive the test
             process.kill()
             process.wait()
-    return [process.returncode for process in ranks], "\n".join(output[-3000:] for output in said)
+    return [process.returncode for process in ranks], NEXT_RANK.join(output[-3000:] for output in said)
