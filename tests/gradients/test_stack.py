@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from paretune.combine import raco
 from paretune.gradients import GradientStack, gram, joined
+from paretune.gradients.mixing import add_mixed, add_scaled
 
 
 def made_stack(sizes: list[int], m: int, dtype: torch.dtype = torch.float32) -> GradientStack:
@@ -102,20 +103,20 @@ def test_a_new_step_forgets_what_only_the_last_one_reached() -> None:
 def test_rows_are_mixed_into_the_stack(dtype: torch.dtype) -> None:
     stack = GradientStack({"p": nn.Parameter(torch.zeros(5, 7))}, 3, dtype=dtype)
     slopes, rows = torch.randn(3, 6), torch.randn(6, 35)
-    stack.add_rows("p", [(slopes[:, :4], rows[:4]), (slopes[:, 4:], rows[4:])])
-    stack.add_rows("p", [(slopes, rows)])
+    for parts in ([(slopes[:, :4], rows[:4]), (slopes[:, 4:], rows[4:])], [(slopes, rows)]):
+        stack.receive("p", lambda buffer, fresh, parts=parts: add_mixed(buffer, parts, fresh=fresh))
     tolerance = 1e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(stack.buffer("p").float(), 2 * slopes @ rows, rtol=tolerance, atol=10 * tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_scaled_signal_adds_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paretune.gradients.stack.TRANSIENT", 4 * 3 * 7 * 2)  # two of the five outputs at once
+def test_a_scaled_signal_adds_the_same(dtype: torch.dtype) -> None:
+    at_once = 4 * 3 * 7 * 2  # two of the five outputs
     stack = GradientStack({"p": nn.Parameter(torch.zeros(5, 7))}, 3, dtype=dtype)
     slopes, left, right = torch.randn(3, 4), torch.randn(4, 6, 5), torch.randn(4, 6, 7)
     wanted = torch.einsum("mr,rto,rti->moi", slopes, left, right).flatten(1)
-    stack.add_matrix("p", slopes, left, right)
-    stack.add_matrix("p", slopes, left, right)
+    for _ in range(2):
+        stack.receive("p", lambda buffer, fresh: add_scaled(buffer, slopes, left, right, fresh=fresh, at_once=at_once))
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(stack.buffer("p").float(), 2 * wanted, rtol=tolerance, atol=10 * tolerance)
 

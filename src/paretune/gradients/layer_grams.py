@@ -2,18 +2,18 @@
 
 For full fine-tuning m gradients may not fit. Then a first backward pass takes each layer's products as its gradients
 come by, and a second one over the same graph, so with the same slopes and the same dropout, computes the one weighted
-gradient that the products decided on. Suffixes: M objectives, P elements, R rows, T positions, D width.
+gradient that the products decided on. Suffixes: M objectives, P elements.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from paretune.gradients.gram import TRANSIENT, add_mixed, add_scaled, add_scattered, block_gram
+from paretune.gradients.gram import block_gram
 
 
 class LayerGrams:
@@ -38,25 +38,8 @@ class LayerGrams:
         self._closed: set[str] = set()
         self._sums: dict[torch.device, Tensor] = {}
 
-    def add_rows(self, name: str, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Adds rows' gradients of one parameter, mixed with their slopes: parts of (slopes (m, R), rows (R, P))."""
-        buffer, fresh = self._buffer(name)
-        add_mixed(buffer, parts, fresh=fresh)
-        self._came(name)
-
-    def add_matrix(self, name: str, slopes_MR: Tensor, left_RTO: Tensor, right_RTI: Tensor) -> None:
-        """Adds the gradient of a matrix, given by its factors at every position."""
-        buffer, fresh = self._buffer(name)
-        add_scaled(buffer, slopes_MR, left_RTO, right_RTI, fresh=fresh, bytes_at_once=TRANSIENT)
-        self._came(name)
-
-    def add_tokens(self, name: str, slopes_MR: Tensor, ids_RT: Tensor, grad_RTD: Tensor) -> None:
-        """Adds the gradient of an embedding table, given by the signal at every position."""
-        buffer, fresh = self._buffer(name)
-        add_scattered(buffer, slopes_MR, ids_RT, grad_RTD, fresh=fresh)
-        self._came(name)
-
-    def _buffer(self, name: str) -> tuple[Tensor, bool]:
+    def receive(self, name: str, write: Callable[[Tensor, bool], None]) -> None:
+        """Lets a layer write its contribution to one parameter's m gradients; see `row_layers.Receiver`."""
         if name in self._closed:
             raise RuntimeError(f"{name} was used more often than its forward pass said")
         fresh = name not in self._open
@@ -64,7 +47,8 @@ class LayerGrams:
             parameter = self.parameters[name]
             wide = torch.promote_types(parameter.dtype, torch.float32)
             self._open[name] = torch.empty(self.objectives, parameter.numel(), dtype=wide, device=parameter.device)
-        return self._open[name], fresh
+        write(self._open[name], fresh)
+        self._came(name)
 
     def _came(self, name: str) -> None:
         self._coming[name] -= 1

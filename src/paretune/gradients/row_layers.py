@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paretune.gradients.gram import TRANSIENT, product_in
+from paretune.gradients.mixing import TRANSIENT, add_mixed, add_scaled, add_scattered, product_in
 from paretune.gradients.stack import trainable_parameters
 
 # Forming a matrix's gradient per row and mixing the rows writes and reads R numbers of 4 bytes per weight, for any m;
@@ -44,11 +44,11 @@ class Receiver(Protocol):
 
     objectives: int
 
-    def add_rows(self, name: str, parts: Iterable[tuple[Tensor, Tensor]]) -> None: ...
+    def receive(self, name: str, write: Callable[[Tensor, bool], None]) -> None:
+        """Calls `write(buffer, fresh)` with the parameter's m gradients (m, P), to which it adds.
 
-    def add_matrix(self, name: str, slopes_MR: Tensor, left_RTO: Tensor, right_RTI: Tensor) -> None: ...
-
-    def add_tokens(self, name: str, slopes_MR: Tensor, ids_RT: Tensor, grad_RTD: Tensor) -> None: ...
+        Where `fresh` is True the buffer holds nothing that counts, and is overwritten.
+        """
 
 
 class Pass:
@@ -73,7 +73,11 @@ class Pass:
         """Closes it; `last` where the graph is gone with it."""
         self._slopes, self.receiver = {}, None
         if last:
-            self.calls.clear()
+            self.forget()
+
+    def forget(self) -> None:
+        """The graph at hand will not be differentiated further."""
+        self.calls.clear()
 
     def anchor(self, device: torch.device) -> Tensor:
         """Something that requires a gradient, so that a layer whose input needs none still gets its backward call."""
@@ -93,7 +97,8 @@ class Pass:
         step = max(1, TRANSIENT // max(1, row_bytes))
         parts = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
         formed = ((part, rows_RP(part)) for part in parts)
-        self.active(rows).add_rows(name, ((self.slopes(grads)[:, part], grads) for part, grads in formed))
+        mixed = ((self.slopes(grads)[:, part], grads) for part, grads in formed)
+        self.active(rows).receive(name, lambda buffer, fresh: add_mixed(buffer, mixed, fresh=fresh))
 
     def active(self, rows: int) -> Receiver:
         """The receiver.
@@ -140,8 +145,10 @@ class _Linear(torch.autograd.Function):
         x_RTI, grad_RTO = x.reshape(rows, -1, x.shape[-1]), grad.reshape(rows, -1, grad.shape[-1])
         left, right = (x_RTI, grad_RTO) if transposed else (grad_RTO, x_RTI)
         current: Pass = ctx.current
-        if weight_name and _better_scaled(current.active(rows).objectives, left, right):
-            current.active(rows).add_matrix(weight_name, current.slopes(left), left, right)
+        receiver = current.active(rows)
+        if weight_name and _better_scaled(receiver.objectives, left, right):
+            slopes = current.slopes(left)
+            receiver.receive(weight_name, lambda buffer, fresh: add_scaled(buffer, slopes, left, right, fresh=fresh))
         elif weight_name:
             wide = torch.promote_types(x.dtype, torch.float32)  # rows are mixed in the precision of their sum
             size = weight.numel() * (4 + x.element_size())
@@ -174,8 +181,10 @@ class _Embedding(torch.autograd.Function):
         grad_RTD = grad.reshape(rows, -1, grad.shape[-1]).to(torch.promote_types(grad.dtype, torch.float32))
         if ctx.padding is not None:
             grad_RTD = grad_RTD.masked_fill((ids.reshape(rows, -1, 1) == ctx.padding), 0.0)
-        receiver = ctx.current.active(rows)
-        receiver.add_tokens(ctx.name, ctx.current.slopes(grad_RTD), ids.reshape(rows, -1), grad_RTD)
+        slopes, ids_RT = ctx.current.slopes(grad_RTD), ids.reshape(rows, -1)
+        ctx.current.active(rows).receive(
+            ctx.name, lambda buffer, fresh: add_scattered(buffer, slopes, ids_RT, grad_RTD, fresh=fresh)
+        )
         return None, None, None, None, None, None
 
 

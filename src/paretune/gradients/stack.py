@@ -1,17 +1,17 @@
 """The m gradients of m objectives: accumulated over micro-batches, summed over ranks, reduced to a Gram matrix.
 
-Suffixes: M objectives, P elements of one parameter, R rows.
+Suffixes: M objectives, P elements of one parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from paretune.gradients.gram import TRANSIENT, add_mixed, add_scaled, add_scattered, block_gram, needs_float64
+from paretune.gradients.gram import block_gram, needs_float64
 
 # Elements between the starts of parameters are a multiple of this, so that each starts on a cache line.
 _ALIGN = 16
@@ -76,20 +76,9 @@ class GradientStack:
             self._written.add(name)
         return view
 
-    def add_rows(self, name: str, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Adds rows' gradients of one parameter, mixed with their slopes: parts of (slopes (m, R), rows (R, P))."""
-        add_mixed(self._view(name), parts, fresh=name not in self._written)
-        self._written.add(name)
-
-    def add_matrix(self, name: str, slopes_MR: Tensor, left_RTO: Tensor, right_RTI: Tensor) -> None:
-        """Adds the gradient of a matrix, given by its factors at every position."""
-        fresh = name not in self._written
-        add_scaled(self._view(name), slopes_MR, left_RTO, right_RTI, fresh=fresh, bytes_at_once=TRANSIENT)
-        self._written.add(name)
-
-    def add_tokens(self, name: str, slopes_MR: Tensor, ids_RT: Tensor, grad_RTD: Tensor) -> None:
-        """Adds the gradient of an embedding table, given by the signal at every position."""
-        add_scattered(self._view(name), slopes_MR, ids_RT, grad_RTD, fresh=name not in self._written)
+    def receive(self, name: str, write: Callable[[Tensor, bool], None]) -> None:
+        """Lets a layer write its contribution to one parameter's m gradients; see `row_layers.Receiver`."""
+        write(self._view(name), name not in self._written)
         self._written.add(name)
 
     def add(self, name: str, objective: int, gradient: Tensor) -> None:

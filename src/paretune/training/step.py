@@ -102,6 +102,7 @@ def differentiate_twice(
     single_pass(outputs, basis.slopes(slopes), grams, layers, retain_graph=True)
     coefficients = combine(basis.gram(grams.gram()))
     if coefficients is None:
+        layers.current.forget()
         return False
     single_pass(outputs, (coefficients.to(slopes) @ slopes)[None], stack, layers)
     return True
