@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.cli.keys import READING, DataKeys, key, objectives_of
-from paretune.cli.rundir import run_record
 from paretune.cli.settings import resolve
 from paretune.cli.summary import table
 from paretune.errors import InputError
 from paretune.objectives import Objective, parse_objectives
 from paretune.training.given import full_path
+from paretune.training.rundir import run_record
 
 if TYPE_CHECKING:
     from datasets import Dataset

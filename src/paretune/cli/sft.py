@@ -7,18 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from paretune.cli.keys import READING, DataKeys, ModelKeys, key, lora_config, objectives_of, resolved
-from paretune.cli.rundir import (
-    changed_settings,
-    check_free,
-    check_same_data,
-    clear,
-    find_checkpoint,
-    line_callback,
-    no_new_folder,
-)
+from paretune.cli.rundir import line_callback, no_new_folder
 from paretune.cli.settings import make_config, resolve
 from paretune.cli.train import with_defaults
 from paretune.training.given import full_path
+from paretune.training.rundir import changed_settings, check_free, check_same_data, clear, find_checkpoint
 
 INTRO = """
 paretune sft [CONFIG.yaml] [--key value ...]

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paretune.cli.keys import READING, DataKeys, ModelKeys, key, lora_config, objectives_of, resolved
-from paretune.cli.rundir import (
-    changed_settings,
-    check_free,
-    check_same_data,
-    clear,
-    find_checkpoint,
-    line_callback,
-    no_new_folder,
-)
+from paretune.cli.rundir import line_callback, no_new_folder
 from paretune.cli.settings import make_config, resolve
 from paretune.errors import InputError
 from paretune.objectives import Objective
 from paretune.training.given import full_path
+from paretune.training.rundir import changed_settings, check_free, check_same_data, clear, find_checkpoint
 
 if TYPE_CHECKING:
     from paretune.training.config import RACOConfig
