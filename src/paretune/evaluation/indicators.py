@@ -223,14 +223,14 @@ def _mean_of_upper_envelope(values: Floats) -> float:
 
 def _better(points: ArrayLike, corner: Floats) -> Floats:
     """The points that are better than the corner in every objective."""
-    values = np.asarray(points, dtype=np.float64).reshape(-1, corner.size) if np.size(points) else np.empty((0, 0))
-    if not np.size(points):
-        return np.empty((0, corner.size))
-    if np.ndim(points) != 2 or np.shape(points)[1] != corner.size or not np.isfinite(values).all():
-        expected = f"finite numbers, (n, {corner.size})"
-        raise InputError("points that do not fit the reference", expected=expected, found=f"shape {np.shape(points)}")
     if corner.ndim != 1 or not np.isfinite(corner).all():
         raise InputError("bad reference point", expected="finite numbers, one per objective", found=str(corner))
+    if not np.size(points):
+        return np.empty((0, corner.size))
+    values = np.asarray(points, dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] != corner.size or not np.isfinite(values).all():
+        expected = f"finite numbers, (n, {corner.size})"
+        raise InputError("points that do not fit the reference", expected=expected, found=f"shape {values.shape}")
     return values[(values > corner).all(1)]
 
 
