@@ -1,0 +1,165 @@
+"""Sources as a person writes them: a mapping per objective.
+
+    concise:  {rule: shorter}
+    polite:   {function: "my_rewards:polite", soft: 0.5}
+    correct:  {gate: [{rule: numeric_answer}, {rule: shorter, tie: 20}]}
+    overall:  {sum: [{rule: keywords, words: [refund], weight: 2}, {rule: repetition, weight: 0.5}]}
+    by_topic: {choose: topic, cases: {maths: {rule: numeric_answer}, chat: {rule: longer}}, otherwise: {rule: shorter}}
+
+The first key that `KINDS` or the combinations know says what kind it is; of the others, those of `LabelOptions` say how
+answers become labels, and the rest are the kind's own options.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from paretune.errors import InputError
+from paretune.preferences.functions import function_source
+from paretune.preferences.labels import LabelOptions
+from paretune.preferences.source import Source
+
+# kind -> (objective, its value, its options) -> a source; InputError for an option that it does not know
+KINDS: dict[str, Callable[[str, Any, dict[str, Any]], Source]] = {
+    "function": function_source,
+}
+COMBINATIONS = ("gate", "sum", "choose")
+_LABEL_OPTIONS = tuple(field.name for field in fields(LabelOptions))
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """A source, or a combination of several, and how its answers become labels.
+
+    Args:
+        name: the objective; of a part, the objective and the part's place.
+        options: how its verdict becomes labels.
+        source: of a plain one; None for a combination.
+        combination: one of `COMBINATIONS`, or "".
+        parts: of a combination; `weights` of a sum; `cases` of a choice, the value of `column` that takes each part,
+            None for the one taken otherwise.
+    """
+
+    name: str
+    options: LabelOptions
+    source: Source | None = None
+    combination: str = ""
+    parts: tuple[Labeller, ...] = ()
+    weights: tuple[float, ...] = ()
+    column: str = ""
+    cases: tuple[str | None, ...] = ()
+
+    def sources(self) -> Iterator[Source]:
+        """All that can be asked."""
+        if self.source is not None:
+            yield self.source
+        for part in self.parts:
+            yield from part.sources()
+
+    def part_for(self, columns: Mapping[str, Any]) -> Labeller | None:
+        """Of a choice, the part that a row's columns choose; None where no case fits."""
+        value = columns.get(self.column)
+        key = None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        for wanted in dict.fromkeys((key, None)):
+            if wanted in self.cases:
+                return self.parts[self.cases.index(wanted)]
+        return None
+
+
+def parse_sources(spec: Any) -> list[Labeller]:
+    """The labellers of `{objective: {kind: value, ...}}`.
+
+    Raises:
+        InputError: not a mapping, an unknown kind or option, a bad value.
+    """
+    if not isinstance(spec, Mapping) or not spec:
+        raise InputError("bad sources", expected="a mapping {objective: {rule: NAME}}", found=spec)
+    labellers = []
+    for name, entry in spec.items():
+        if not isinstance(name, str) or not name or any(c in name for c in "/~\n"):
+            raise InputError("bad objective name", expected="a non-empty string without '/', '~'", found=name)
+        labellers.append(parse_source(name, entry))
+    return labellers
+
+
+def parse_source(name: str, entry: Any) -> Labeller:
+    """One labeller."""
+    where = f"source {name!r}"
+    if not isinstance(entry, Mapping):
+        raise InputError("bad source", where=where, expected=f"a mapping with one of {_known()}", found=entry)
+    kinds = [key for key in entry if key in KINDS or key in COMBINATIONS]
+    if len(kinds) != 1:
+        near = [m for key in entry for m in difflib.get_close_matches(str(key), [*KINDS, *COMBINATIONS], n=1)]
+        fix = f"Did you mean {near[0]!r}?" if near and not kinds else ""
+        raise InputError(
+            "bad source", where=where, expected=f"one of {_known()}", found=", ".join(map(str, entry)), fix=fix
+        )
+    kind, value = kinds[0], entry[kinds[0]]
+    own = {key: option for key, option in entry.items() if key != kind and key not in _LABEL_OPTIONS}
+    try:
+        options = LabelOptions(**{key: entry[key] for key in _LABEL_OPTIONS if key in entry})
+    except InputError as error:
+        raise InputError(str(error), where=where) from None
+    if kind in KINDS:
+        return Labeller(name, options, source=KINDS[kind](name, value, own))
+    return {"gate": _gate, "sum": _sum, "choose": _choose}[kind](name, value, own, options)
+
+
+def _known() -> str:
+    return ", ".join([*KINDS, *COMBINATIONS])
+
+
+def _gate(name: str, value: Any, own: dict[str, Any], options: LabelOptions) -> Labeller:
+    _no_more(name, own, ())
+    entries = _several(name, "gate", value)
+    return Labeller(name, options, combination="gate", parts=_parts(name, entries))
+
+
+def _sum(name: str, value: Any, own: dict[str, Any], options: LabelOptions) -> Labeller:
+    _no_more(name, own, ())
+    entries, weights = [], []
+    for entry in _several(name, "sum", value):
+        weight = entry.get("weight", 1.0) if isinstance(entry, Mapping) else 1.0
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise InputError("bad weight", where=f"source {name!r}", expected="a number", found=weight)
+        weights.append(float(weight))
+        entries.append({k: v for k, v in entry.items() if k != "weight"} if isinstance(entry, Mapping) else entry)
+    return Labeller(name, options, combination="sum", parts=_parts(name, entries), weights=tuple(weights))
+
+
+def _choose(name: str, value: Any, own: dict[str, Any], options: LabelOptions) -> Labeller:
+    _no_more(name, own, ("cases", "otherwise"))
+    cases = own.get("cases")
+    if not isinstance(value, str) or not isinstance(cases, Mapping) or not cases:
+        expected = "{choose: COLUMN, cases: {VALUE: {rule: NAME}}}"
+        raise InputError("bad choice", where=f"source {name!r}", expected=expected, found={"choose": value, **own})
+    entries = {str(case).lower() if isinstance(case, bool) else str(case): entry for case, entry in cases.items()}
+    keys: list[str | None] = list(entries)
+    parts = [parse_source(f"{name}.{case}", entry) for case, entry in entries.items()]
+    if own.get("otherwise") is not None:
+        keys.append(None)
+        parts.append(parse_source(f"{name}.otherwise", own["otherwise"]))
+    return Labeller(name, options, combination="choose", parts=tuple(parts), column=value, cases=tuple(keys))
+
+
+def _several(name: str, kind: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) < 2:
+        raise InputError(
+            f"bad {kind}", where=f"source {name!r}", expected="a list of at least two sources", found=value
+        )
+    return value
+
+
+def _parts(name: str, entries: list[Any]) -> tuple[Labeller, ...]:
+    return tuple(parse_source(f"{name}.{i}", entry) for i, entry in enumerate(entries, start=1))
+
+
+def _no_more(name: str, own: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in own:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), [*known, *_LABEL_OPTIONS], n=1)
+            fix = f"Did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"unknown option {key!r}", where=f"source {name!r}", fix=fix)
