@@ -20,6 +20,7 @@ from paretune.comparisons.batches import Layout
 from paretune.errors import InputError
 from paretune.policy.attention import base_model, flat_inputs, shared_inputs, use_paretune_attention
 from paretune.policy.eligibility import backbone, coarsest_eps, evaluating, made_batch, shared_layout_reason
+from paretune.policy.mixed import MixedPolicy
 
 # Bytes of float32 logits that exist at once.
 _LOGITS_BYTES = 256 << 20
@@ -71,6 +72,10 @@ def prepare_scorer(model: nn.Module, layout: str = "auto") -> Scorer:
         raise InputError("unknown layout", expected="'auto', 'shared' or 'flat'", found=layout)
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise InputError("prompt-learning adapters add virtual tokens, which are not supported", fix="Use LoRA.")
+    if isinstance(model, MixedPolicy):
+        if layout == "shared":
+            raise InputError("a mixture of policies has no prompt-shared rows", fix="Set layout: flat or auto.")
+        return Scorer("flat", own_head=False)
     notices = []
     chosen: Layout = "flat"
     if layout != "flat":
@@ -109,6 +114,8 @@ def response_logprobs(model: nn.Module, batch: dict[str, Any], scorer: Scorer) -
 
 def token_logprobs(model: nn.Module, batch: dict[str, Any], *, own_head: bool) -> Tensor:
     """(R, K) log-probabilities of the scored entries; padding entries hold numbers without meaning."""
+    if isinstance(model, MixedPolicy):
+        return _through_forward(model, flat_inputs(batch), batch["score_positions"], batch["score_targets"])
     base = base_model(model)
     inputs = shared_inputs(batch) if "block_widths" in batch else flat_inputs(batch)
     positions, targets = batch["score_positions"], batch["score_targets"]
@@ -165,7 +172,9 @@ def _picked_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
 
 
-def _through_forward(base: PreTrainedModel, inputs: dict[str, Any], positions: Tensor, targets: Tensor) -> Tensor:
+def _through_forward(
+    base: PreTrainedModel | MixedPolicy, inputs: dict[str, Any], positions: Tensor, targets: Tensor
+) -> Tensor:
     """The same from the model's own logits, at the union of the rows' scored columns where its forward allows."""
     if "logits_to_keep" in inspect.signature(base.forward).parameters:
         columns = torch.unique(positions)
