@@ -20,10 +20,12 @@ from typing import Any
 from paretune.errors import InputError
 from paretune.preferences.functions import function_source
 from paretune.preferences.labels import LabelOptions
+from paretune.preferences.rule_source import rule_source
 from paretune.preferences.source import Source
 
 # kind -> (objective, its value, its options) -> a source; InputError for an option that it does not know
 KINDS: dict[str, Callable[[str, Any, dict[str, Any]], Source]] = {
+    "rule": rule_source,
     "function": function_source,
 }
 COMBINATIONS = ("gate", "sum", "choose")
