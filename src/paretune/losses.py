@@ -102,7 +102,9 @@ def check_losses(objectives: Sequence[Objective]) -> None:
 class LogProbs:
     """What the losses need of N comparisons: summed response log-probabilities (N,) in nats and token counts (N,).
 
-    `ref_a` and `ref_b` are the reference's, or None where every objective is reference-free.
+    `ref_a` and `ref_b` are the reference's, or None where every objective is reference-free. `offsets` (N, M), in nats,
+    are constants that `batch_losses` subtracts from the objectives' margins of a over b: what other rewards already
+    say about the pair (MODPO, arXiv 2310.03708).
     """
 
     a: Tensor
@@ -111,6 +113,7 @@ class LogProbs:
     ref_b: Tensor | None
     tokens_a: Tensor
     tokens_b: Tensor
+    offsets: Tensor | None = None
 
 
 def sides(objective: Objective, logps: LogProbs) -> tuple[Tensor, Tensor]:
@@ -153,7 +156,12 @@ def preference_loss(objective: Objective, beta: float, logps: LogProbs, preferen
         beta: its inverse temperature, already resolved.
         logps: of the N comparisons.
         preferences: (N,) probability that a is better; NaN is no opinion.
+
+    Raises:
+        ValueError: offsets, which are one per objective.
     """
+    if logps.offsets is not None:
+        raise ValueError("offsets are for batch_losses")
     labelled = ~preferences.isnan()
     p = torch.where(labelled, preferences, 0.5)
     values = _mixed(objective.loss, margin(objective, logps), p, beta, objective)
@@ -193,14 +201,18 @@ class BatchLosses:
 
     def over(self, counts: Tensor) -> BatchLosses:
         """The same as parts of means: values and slopes divided by counts (M,)."""
-        parts = {name: getattr(self, name) / counts[:, None] for name in ("values", "slopes_a", "slopes_b")}
-        return replace(self, **parts)
+        return self.times(1 / counts[:, None])
+
+    def times(self, factors: Tensor) -> BatchLosses:
+        """Values and slopes times factors (M, N), or of a shape that extends to it."""
+        return replace(self, **{name: getattr(self, name) * factors for name in ("values", "slopes_a", "slopes_b")})
 
 
 def detached(logps: LogProbs) -> LogProbs:
     """The same numbers without their graph, log-probabilities in float64."""
     ref_a, ref_b = (None if t is None else t.detach().double() for t in (logps.ref_a, logps.ref_b))
-    return LogProbs(logps.a.detach().double(), logps.b.detach().double(), ref_a, ref_b, logps.tokens_a, logps.tokens_b)
+    a, b = logps.a.detach().double(), logps.b.detach().double()
+    return LogProbs(a, b, ref_a, ref_b, logps.tokens_a, logps.tokens_b, logps.offsets)
 
 
 @dataclass(frozen=True)
@@ -247,7 +259,8 @@ def batch_losses(objectives: Sequence[Objective], beta: float, logps: LogProbs, 
             own = LogProbs(a[which], b[which], double.ref_a, double.ref_b, double.tokens_a, double.tokens_b)
             of_a, of_b = sides(first, own)
             betas, options = table["beta"][which], _Columns(table["gamma"][which], table["epsilon"][which])
-            value = _mixed(first.loss, of_a - of_b, p[which], betas, options)
+            z = of_a - of_b if double.offsets is None else of_a - of_b - double.offsets.T[which]
+            value = _mixed(first.loss, z, p[which], betas, options)
             if first.sft:
                 value = value + table["sft"][which] * _anchor(own, p[which])
             values[which], reward_a[which], reward_b[which] = value, betas * of_a.detach(), betas * of_b.detach()

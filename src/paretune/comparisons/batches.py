@@ -44,10 +44,11 @@ def collate(rows: Sequence[dict[str, Any]], *, layout: Layout, pad_id: int) -> d
 
     Returns:
         Both layouts: input_ids, position_ids (R, T) int64; score_positions, score_targets (R, K) int64; score_a,
-        score_b (R, K) bool; preferences (N, m) float64, NaN = missing; index, a_tokens, b_tokens (N,) int64, the latter
-        two in scored tokens. Flat adds attention_mask (R, T) int64; shared adds prefix_lengths, first_lengths,
-        second_lengths (R,) int64. And plain numbers, known before the batch moves to a device, so that nobody has to
-        wait for one: real_tokens, those that are not padding; shared adds block_widths = (P, A, B) and shortest_prefix.
+        score_b (R, K) bool; preferences (N, m) float64, NaN = missing, and offsets, the same, where rows have them;
+        index, a_tokens, b_tokens (N,) int64, the latter two in scored tokens. Flat adds attention_mask (R, T) int64;
+        shared adds prefix_lengths, first_lengths, second_lengths (R,) int64. And plain numbers, known before the batch
+        moves to a device, so that nobody has to wait for one: real_tokens, those that are not padding; shared adds
+        block_widths = (P, A, B) and shortest_prefix.
 
     Raises:
         InputError: no rows, an empty part, or a side without a scored token.
@@ -65,6 +66,8 @@ def collate(rows: Sequence[dict[str, Any]], *, layout: Layout, pad_id: int) -> d
     batch["real_tokens"] = _real_tokens(batch)
     batch.update(_scores(entries))
     batch["preferences"] = torch.tensor([list(row["preferences"]) for row in rows], dtype=torch.float64)
+    for column in {"offsets", "weights"} & rows[0].keys():
+        batch[column] = torch.tensor([list(row[column]) for row in rows], dtype=torch.float64)
     batch["index"] = _integers([row["index"] for row in rows])
     batch["a_tokens"] = _integers([_length(row, "a") - row["a_start"] for row in rows])
     batch["b_tokens"] = _integers([_length(row, "b") - row["b_start"] for row in rows])

@@ -22,6 +22,9 @@ from paretune.training.checks import check_best_metric
 from paretune.training.config import RACOConfig
 from paretune.training.record import RunRecord
 
+# Changes the rows of the data set of that name before they are tokenized: filters, offsets of margins.
+RowChange = Callable[[Dataset, str], Dataset]
+
 
 @dataclass
 class TokenizedData:
@@ -42,6 +45,7 @@ def prepare_data(
     args: RACOConfig,
     record: RunRecord,
     name: str,
+    change_rows: RowChange | None = None,
     **options: Any,
 ) -> TokenizedData:
     """Reads, validates and tokenizes one data set; its reports go into the record.
@@ -53,6 +57,8 @@ def prepare_data(
         args: of the run (`max_length`, `dataset_num_proc`).
         record: receives the reports and their warnings.
         name: "train", "eval", …
+        change_rows: what becomes of the rows; a column `offsets` of m numbers per row, in nats, is subtracted from the
+            objectives' margins of a over b.
         options: of `read_comparisons`.
 
     Raises:
@@ -60,7 +66,7 @@ def prepare_data(
     """
     rows, report = read_comparisons(data, objectives=list(objectives), **options)
     record.say(*[f"{name} data: {warning}" for warning in report.warnings])
-    return _tokenized(rows, report, objectives, tokenizer, args, record, name)
+    return _tokenized(rows, report, objectives, tokenizer, args, record, name, change_rows)
 
 
 def prepare_sets(
@@ -70,6 +76,7 @@ def prepare_sets(
     tokenizer: PreTrainedTokenizerBase,
     args: RACOConfig,
     record: RunRecord,
+    change_rows: RowChange | None = None,
     **options: Any,
 ) -> tuple[TokenizedData, TokenizedData | dict[str, TokenizedData] | None]:
     """Training and evaluation data of a run; with `eval_fraction`, the latter is split off the former by groups.
@@ -88,6 +95,7 @@ def prepare_sets(
     if args.eval_strategy != "no":
         check_best_metric(args, [o.name for o in objectives], sets)
     if args.eval_fraction is None:
+        options = {**options, "change_rows": change_rows}
         prepared = prepare_data(train, objectives, tokenizer, args, record, "train", **options)
         held_out = each(evaluation, lambda d, n: prepare_data(d, objectives, tokenizer, args, record, n, **options))
         return prepared, held_out
@@ -97,7 +105,8 @@ def prepare_sets(
     record.say(*[f"data: {warning}" for warning in report.warnings])
     parts = zip(split_groups(rows, args.eval_fraction), ("train", "eval"), strict=True)
     first, second = (
-        _tokenized(part, part_report(report, part), objectives, tokenizer, args, record, name) for part, name in parts
+        _tokenized(part, part_report(report, part), objectives, tokenizer, args, record, name, change_rows)
+        for part, name in parts
     )
     return first, second
 
@@ -119,8 +128,14 @@ def _tokenized(
     args: RACOConfig,
     record: RunRecord,
     name: str,
+    change_rows: RowChange | None,
 ) -> TokenizedData:
     names = [o.name for o in objectives]
+    if change_rows is not None:
+        changed = change_rows(rows, name)
+        if len(changed) != len(rows):
+            record.say(f"{name} data: the method makes {len(changed)} rows of {len(rows)}")
+        rows, report = changed, report if changed is rows else part_report(report, changed)
     with args.main_process_first(local=True, desc="tokens"):  # the machine's other ranks find them on disk
         tokenized, tokens = tokenize_comparisons(
             rows, tokenizer, names, max_length=args.max_length, num_proc=args.dataset_num_proc
@@ -137,10 +152,21 @@ def _tokenized(
             )
     if "count_only" in rows.column_names:
         counted = np.concatenate([named(part["count_only"], names) for part in stretches(rows, ["count_only"])])
-        index = np.concatenate([np.asarray(part["index"]) for part in stretches(tokenized, ["index"])])
-        offsets = np.arange(len(index) + 1, dtype=np.int32) * len(names)
-        lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(counted[index].reshape(-1)))
-        tokenized = tokenized.add_column("count_only", lists)
+        tokenized = tokenized.add_column("count_only", _lists(counted[_kept(tokenized)]))
+    for column in [name for name in ("offsets", "weights") if name in rows.column_names]:
+        values = np.asarray(rows[column][:], dtype=np.float64).reshape(len(rows), len(names))
+        tokenized = tokenized.add_column(column, _lists(values[_kept(tokenized)]))
     record.data(name, report.to_dict(), asdict(tokens))
     record.say(*[f"{name} data: {warning}" for warning in tokens.warnings])
     return TokenizedData(tokenized, labelled, tokens.fingerprint)
+
+
+def _kept(tokenized: Dataset) -> np.ndarray:
+    """Row numbers, in the data that was tokenized, of the rows that were kept."""
+    return np.concatenate([np.asarray(part["index"]) for part in stretches(tokenized, ["index"])])
+
+
+def _lists(values: np.ndarray) -> Any:
+    """(rows, m) as a column of lists."""
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))

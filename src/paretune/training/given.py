@@ -61,7 +61,7 @@ def given_settings(
         settings[key] = full_paths(value) if _named(value) else None
         if not _named(value):
             in_memory[key] = _described(value)
-    given = {key: value for key, value in (data_options or {}).items() if key != "seed"}
+    given = {key: value for key, value in (data_options or {}).items() if key not in ("seed", "change_rows")}
     return {**settings, **_reading(), **given}, in_memory
 
 

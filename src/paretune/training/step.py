@@ -33,7 +33,8 @@ def log_probs(
     ref = reference_logprobs(reference, batch)
     scores = response_logprobs(model, batch, scorer)
     ref_a, ref_b = ref if ref is not None else (None, None)
-    return scores, LogProbs(scores.logp_a, scores.logp_b, ref_a, ref_b, batch["a_tokens"], batch["b_tokens"])
+    tokens = batch["a_tokens"], batch["b_tokens"]
+    return scores, LogProbs(scores.logp_a, scores.logp_b, ref_a, ref_b, *tokens, batch.get("offsets"))
 
 
 def outputs_and_slopes(scores: ResponseLogprobs, losses: BatchLosses) -> Iterator[tuple[Tensor, Tensor]]:

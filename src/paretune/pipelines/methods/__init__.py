@@ -19,12 +19,16 @@ from paretune.pipelines.methods.contract import (
     check_directory,
     load_model,
 )
+from paretune.pipelines.methods.filters import FILTERS
+from paretune.pipelines.methods.modpo import MODPO
 from paretune.pipelines.methods.plain import PLAIN
 from paretune.training.config import RACOConfig
 from paretune.training.rundir import run_record
 
 METHODS: dict[str, Method] = {
     **PLAIN,
+    **FILTERS,
+    **MODPO,
 }
 
 
@@ -53,7 +57,10 @@ def prepared(request: Request) -> Request:
             fix = f"Leave {key} out: the method sets it."
             where = f"method {request.method}"
             raise InputError(f"{key} contradicts the method", where=where, expected=value, found=given, fix=fix)
-    return replace(request, args=changed_args(request.args, **method.settings))
+    options = dict(request.data_options)
+    if method.change_rows is not None:
+        options["change_rows"] = method.change_rows(request)
+    return replace(request, args=changed_args(request.args, **method.settings), data_options=options)
 
 
 def check_method(request: Request) -> list[str]:

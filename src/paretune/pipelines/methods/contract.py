@@ -21,6 +21,7 @@ from paretune.errors import InputError
 from paretune.objectives import Objective, as_dicts, normalize_weights
 from paretune.policy.loading import load_scored, load_tokenizer
 from paretune.training.config import RACOConfig
+from paretune.training.data import RowChange
 from paretune.training.given import full_paths
 from paretune.training.record import plain
 from paretune.training.rundir import (
@@ -105,6 +106,7 @@ class Method:
         train: leaves a run in the request's directory, run.json with it.
         load: the policy that a finished run amounts to, at given weights where it is steerable.
         check: raises InputError for what is missing, before anything expensive; returns in words what will be done.
+        change_rows: what it makes of the rows before they are tokenized; it may raise InputError.
         options: its `method_options`, each with one sentence.
         uses_weights: False where one run serves all weightings because weights are ignored.
         needs_singles: whether it needs a run per objective (`single_run`).
@@ -117,6 +119,7 @@ class Method:
     train: Callable[[Request], None] = lambda request: train_one(request)
     load: Callable[[Path, Mapping[str, float] | None], Outcome] = lambda directory, weights: load_model(directory)
     check: Callable[[Request], list[str]] = lambda request: ["one training"]
+    change_rows: Callable[[Request], RowChange] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     uses_weights: bool = True
     needs_singles: bool = False
@@ -199,11 +202,12 @@ def described(request: Request) -> dict[str, Any]:
 def digest(request: Request) -> str:
     """Identifies what is trained: equal requests train the same, whatever their directory."""
     args = {key: value for key, value in request.args.to_dict().items() if key not in MAY_CHANGE}
+    reading = {key: value for key, value in request.data_options.items() if key != "change_rows"}  # a function
     content = {
         **{"method": request.method, "model": full_paths(request.model), "ref_model": request.ref_model},
         **{"args": args, "objectives": as_dicts(list(request.objectives)), "adapter": repr(request.peft_config)},
         **{"data": full_paths(request.train_dataset) if isinstance(request.train_dataset, str | list) else None},
-        **{"reading": request.data_options, "loading": request.model_options, "options": request.method_options},
+        **{"reading": reading, "loading": request.model_options, "options": request.method_options},
     }
     return hashlib.sha256(json.dumps(plain(content), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -224,7 +228,8 @@ def changed_args(args: RACOConfig, **changes: Any) -> RACOConfig:
 def part(request: Request, name: str, **changes: Any) -> Request:
     """A request for one of the method's trainings, in output_dir/parts/NAME; `changes` are fields of the request."""
     args = changed_args(changes.pop("args", request.args), output_dir=str(request.directory / "parts" / name))
-    return replace(request, **{"args": args, "resume": True, "overwrite": False, **changes})
+    own = {key: value for key, value in request.data_options.items() if key != "change_rows"}  # of the whole method
+    return replace(request, **{"args": args, "data_options": own, "resume": True, "overwrite": False, **changes})
 
 
 def train_part(request: Request, train: Callable[[Request], None] = train_one) -> str:
