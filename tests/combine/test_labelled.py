@@ -7,6 +7,8 @@ import torch
 
 from paretune.combine import COMBINERS, linear, raco
 from paretune.combine.labelled import combine_labelled
+from paretune.errors import InputError
+from tests.combine.calls import called, facts_for
 
 GRADIENTS = torch.tensor([[1.0, -4, 0, 2], [-1, 1, 1, 0], [0.5, 0, -2, 1]], dtype=torch.float64)
 GRAM = GRADIENTS @ GRADIENTS.T
@@ -16,7 +18,9 @@ ALL = torch.tensor([True, True, True])
 
 @pytest.mark.parametrize("name", COMBINERS)
 def test_with_every_label_it_is_the_combiner(name: str) -> None:
-    found, plain = combine_labelled(COMBINERS[name], GRAM, WEIGHTS, ALL), COMBINERS[name](GRAM, WEIGHTS)
+    facts = facts_for(name, 3, state={})
+    found = combine_labelled(COMBINERS[name], GRAM, WEIGHTS, **{"present": ALL, **facts})
+    plain = called(name, GRAM, WEIGHTS)
     torch.testing.assert_close(found.coefficients, plain.coefficients, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.p, plain.p, rtol=1e-9, atol=1e-12)
 
@@ -62,3 +66,48 @@ def test_normalizing_makes_the_direction_free_of_scale() -> None:
         update = found.coefficients @ g
         directions.append(update / update.norm())
     torch.testing.assert_close(directions[0], directions[1], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", COMBINERS)
+def test_an_absent_objective_changes_nothing_for_the_rest(name: str) -> None:
+    """Its gradient, its loss (NaN) and its memory are out of the way; the rest is as if it had never been there."""
+    if name == "replay":
+        pytest.skip("replays what it was given")
+    present = torch.tensor([True, False, True])
+    gram = GRAM * present[:, None] * present[None, :]
+    losses = torch.tensor([0.7, torch.nan, 0.4], dtype=torch.float64)
+    facts = facts_for(name, 3, losses=losses, state={}, present=present)
+    found = combine_labelled(COMBINERS[name], gram, WEIGHTS, **{"present": present, **facts})
+    assert found.coefficients[1] == 0 and found.coefficients.isfinite().all()
+    if "present" in facts:  # a scalarisation, which weighs losses by w and not by w over a sum
+        assert name.endswith("tchebycheff") and found.p.sum() == pytest.approx(1.0)
+        return
+    kept = torch.tensor([0, 2])
+    rest = called(name, GRAM[kept][:, kept], torch.tensor([0.4, 0.6], dtype=torch.float64), losses=losses[kept])
+    torch.testing.assert_close(found.coefficients[kept], 0.5 * rest.coefficients, rtol=1e-9, atol=1e-12)
+
+
+def remembering(gram: torch.Tensor, weights: torch.Tensor, *, state: dict) -> object:
+    """Counts calls, and per objective and pair of objectives."""
+    m = len(weights)
+    state["calls"] = state.get("calls", 0) + 1
+    state["each"] = [(x or 0) + 1 for x in state.get("each", [0] * m)]
+    rows = [row or [0] * m for row in state.get("pairs", [[0] * m] * m)]
+    state["pairs"] = [[(x or 0) + 1 for x in row] for row in rows]
+    return linear(gram, weights)
+
+
+def test_memory_follows_the_objectives_and_not_their_places() -> None:
+    state: dict = {}
+    for present in ([True, False, True], [True, True, True], [False, True, True]):
+        combine_labelled(remembering, GRAM, WEIGHTS, torch.tensor(present), state=state)  # type: ignore[arg-type]
+    assert state == {"calls": 3, "each": [2, 2, 3], "pairs": [[2, 1, 2], [1, 2, 2], [2, 2, 3]]}
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(InputError, match="takes losses"):
+        combine_labelled(COMBINERS["mgda_decoupled"], GRAM, WEIGHTS, ALL)
+    with pytest.raises(InputError, match="takes state"):
+        combine_labelled(COMBINERS["famo"], GRAM, WEIGHTS, ALL, losses=torch.ones(3))
+    with pytest.raises(InputError, match="does not weigh gradients"):
+        combine_labelled(COMBINERS["tchebycheff"], GRAM, WEIGHTS, ALL, losses=torch.ones(3), normalize=True)

@@ -81,6 +81,11 @@ def norm(gram: Matrix, x: Vector) -> float:
     return math.sqrt(max(dot(x, times(gram, x)), 0.0))
 
 
+def scaled(gram: Matrix, by: Vector) -> Matrix:
+    """The Gram of by_i g_i."""
+    return [[x * s * t for x, t in zip(row, by, strict=True)] for row, s in zip(gram, by, strict=True)]
+
+
 def trace(gram: Matrix) -> float:
     return sum(row[i] for i, row in enumerate(gram))
 

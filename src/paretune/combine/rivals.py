@@ -1,15 +1,16 @@
-"""The combiners that RACO is compared with, in RACO's signature: (gram (m, m), weights (m,), **options)."""
+"""RACO's nearest rivals, in its signature: linear weighting, CAGrad in three forms, PCGrad."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
-import numpy as np
+import torch
 from torch import Tensor
 
-from paretune.combine.combination import Combination, checked, combination, dot, gram_angle, norm, trace
+from paretune.combine.combination import Combination, Vector, checked, combination, dot, gram_angle
 from paretune.combine.raco import raco
-from paretune.combine.simplex import nearest_point, points_of
+from paretune.errors import InputError
 
 
 def linear(gram: Tensor, weights: Tensor) -> Combination:
@@ -27,19 +28,54 @@ def cagrad(gram: Tensor, weights: Tensor, c: float = 0.4, *, tau: float = 1e-5) 
     return raco(gram, weights, c, clip=False, tau=tau)
 
 
-def mgda(gram: Tensor, weights: Tensor) -> Combination:
-    """The shortest mixture of the gradients (Desideri 2012; Sener & Koltun 2018, arXiv 1810.04650).
+def cagrad_uniform(gram: Tensor, weights: Tensor, c: float = 0.4, *, tau: float = 1e-5) -> Combination:
+    """CAGrad as published (arXiv 2110.14048, Algorithm 1): around the uniform mean; ignores the weights, as it does.
 
-    It ignores the weights, as the method does: they only give m. Exact, where the usual Frank-Wolfe stops after a set
-    number of steps. info: length, the mixture's relative to sqrt(tr H), and angle_to_linear.
+    Differs from the authors' code as `cagrad` does, the weights aside.
     """
-    h, w, _ = checked(gram, weights)
-    points = points_of(h)
-    start = np.zeros(len(w))
-    start[int(np.square(points).sum(0).argmin())] = 1.0
-    p = nearest_point(points, np.zeros(len(w)), 0.0, start)[0].tolist()
-    length = norm(h, p) / ((trace(h) or 1.0) ** 0.5)
-    return combination(p, p, p, clip_active=False, info={"length": length, "angle_to_linear": gram_angle(h, p, w)})
+    _, w, _ = checked(gram, weights)
+    return _seen_from(raco(gram, torch.full_like(weights, 1.0 / len(w)), c, clip=False, tau=tau), gram, w)
+
+
+def cagrad_fast(
+    gram: Tensor, weights: Tensor, c: float = 0.4, *, n: int = 4, tau: float = 1e-5, seed: int = 0
+) -> Combination:
+    """CAGrad's variant for many objectives (its authors' code for reinforcement learning), with weights.
+
+    n - 1 objectives, drawn anew each step, keep a gradient of their own, the others share one, and the dual has n
+    unknowns. Here the others' gradient is their weighted mean, and it has their weight together; at equal weights 1/m
+    these are the authors' 1/m each and 1 - (n-1)/m. Differs from their code: that leaves one of the others out of the
+    mean while it divides by their number (off by one), and divides the update by 1 + c.
+
+    Args:
+        c, tau: as `raco`. n: gradients in the dual, at least 2; with m <= n objectives it is `cagrad`.
+        seed: of the draw.
+
+    Raises:
+        InputError: n below 2, or what `raco` refuses.
+    """
+    if n < 2:
+        raise InputError("bad n", expected="at least 2", found=n)
+    _, w, _ = checked(gram, weights)
+    m = len(w)
+    if m <= n:
+        return cagrad(gram, weights, c, tau=tau)
+    kept = random.Random(seed).sample(range(m), n - 1)
+    rest = torch.ones(m, dtype=torch.bool).index_fill(0, torch.tensor(kept), False)
+    share = float(weights[rest].sum())
+    mixing = torch.zeros(n, m, dtype=torch.float64)
+    mixing[torch.arange(n - 1), torch.tensor(kept)] = 1.0
+    mixing[-1, rest] = weights[rest].double() / share if share > 0.0 else 1.0 / float(rest.sum())
+    anchor = torch.cat((weights[torch.tensor(kept)].double(), torch.tensor([share], dtype=torch.float64)))
+    solved = raco(mixing @ gram.double() @ mixing.T, anchor / anchor.sum(), c, clip=False, tau=tau)
+    spread = replace(solved, coefficients=solved.coefficients @ mixing, p=solved.p @ mixing, clipped=solved.p @ mixing)
+    return _seen_from(spread, gram, w)
+
+
+def _seen_from(solved: Combination, gram: Tensor, w: Vector) -> Combination:
+    """The same, its angle_to_linear taken to the user's weighted mean."""
+    to_linear = gram_angle(gram.tolist(), solved.coefficients.tolist(), w)
+    return replace(solved, info={**solved.info, "angle_to_linear": to_linear})
 
 
 def pcgrad(gram: Tensor, weights: Tensor, *, seed: int = 0) -> Combination:

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paretune.combine import COMBINERS, Combination
+from paretune.combine import Combination, find_combiner
+from paretune.combine.contract import check_options
 from paretune.combine.labelled import combine_labelled
 from paretune.errors import InputError
 from paretune.sandbox.bandit import Bandit, Policy
@@ -181,8 +182,8 @@ def train(
     if optimizer not in ("sgd", "adam"):
         raise InputError("unknown optimizer", expected="sgd or adam", found=optimizer)
     for run in runs:
-        if run.combiner not in COMBINERS:
-            raise InputError("unknown combiner", expected=f"one of {', '.join(COMBINERS)}", found=run.combiner)
+        own = {key: value for key, value in run.options.items() if key != "seed"}  # a fixed one in place of the step
+        check_options(run.combiner, find_combiner(run.combiner), own)
     draw = _batches(data, [run.seed for run in runs], batch_size)
     theta = torch.stack([policy.start(bandit, run.seed) for run in runs])
     lr = torch.tensor([[run.lr] for run in runs], dtype=torch.float64)
@@ -191,11 +192,12 @@ def train(
     first, second = torch.zeros_like(theta), torch.zeros_like(theta)
     points: list[tuple[Tensor, ...]] = []
     clipped = torch.zeros(len(runs), dtype=torch.float64)
+    states: list[dict[str, Any]] = [{} for _ in runs]
     for step in range(steps + 1):
         batch = draw(step)
         losses, gradients = losses_and_gradients(bandit, policy, theta, batch, beta)
         gram = gradients @ gradients.mT
-        combined = combine(runs, gram, weights, batch.share.any(-1), step)
+        combined = combine(runs, gram, weights, batch.share.any(-1), step, losses, states)
         if step % every == 0 or step == steps:
             angles = torch.tensor([one.info.get("angle_to_linear", 0.0) for one in combined], dtype=torch.float64)
             points.append((torch.tensor(step), theta.clone(), losses, _cosines(gram), angles))
@@ -211,18 +213,27 @@ def train(
     return Paths(at, thetas, values, cosines, angles, clipped / max(steps, 1))
 
 
-def combine(runs: Sequence[Run], gram: Tensor, weights: Tensor, present: Tensor, step: int) -> list[Combination]:
-    """Each run's combiner on its Gram (R, M, M) and weights (R, M), over the objectives `present` (R, M)."""
-    combined = []
-    complete = present.all(-1).tolist()
-    for i, run in enumerate(runs):
-        options = {"seed": step, **run.options} if run.combiner == "pcgrad" else run.options
-        combiner = COMBINERS[run.combiner]
-        if complete[i]:
-            combined.append(combiner(gram[i], weights[i], **options))
-        else:
-            combined.append(combine_labelled(combiner, gram[i], weights[i], present[i], **options))
-    return combined
+def combine(
+    runs: Sequence[Run],
+    gram: Tensor,
+    weights: Tensor,
+    present: Tensor,
+    step: int,
+    losses: Tensor | None = None,
+    states: Sequence[dict[str, Any]] | None = None,
+) -> list[Combination]:
+    """Each run's combiner on its Gram (R, M, M), weights and losses (R, M), over the objectives `present` (R, M).
+
+    losses: where a combiner takes them. states: each run's memory, where one has it.
+    """
+    return [
+        combine_labelled(
+            find_combiner(run.combiner), gram[i], weights[i], present[i],
+            losses=None if losses is None else losses[i], state=None if states is None else states[i],
+            **{"seed": step, **run.options},
+        )
+        for i, run in enumerate(runs)
+    ]  # fmt: skip
 
 
 def _batches(data: Mapping[int, Comparisons], seeds: Sequence[int], size: int | None) -> Callable[[int], Batch]:

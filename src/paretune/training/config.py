@@ -8,9 +8,12 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from paretune.combine import COMBINERS
+from paretune.combine import COMBINERS, find_combiner
+from paretune.combine.contract import check_options, needs, options_of
 from paretune.errors import InputError
 
+# Options of combiners that have keys of their own.
+_OWN_KEYS = {"c", "clip", "tau"}
 _CHOICES = {
     "layout": ("auto", "shared", "flat"),
     "gradient_mode": ("auto", "single_pass", "per_objective"),
@@ -39,7 +42,12 @@ class RACOConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between logged lines."})
     train_sampling_strategy: str = field(default="random", metadata={"help": "Only 'random': steps are stratified."})
 
-    combiner: str = field(default="raco", metadata={"help": f"How gradients combine: {', '.join(COMBINERS)}."})
+    combiner: str = field(
+        default="raco", metadata={"help": f"How gradients combine: {', '.join(COMBINERS)}, torchjd:NAME."}
+    )
+    combiner_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Options of the combiner that have no key of their own, by name."}
+    )
     c: float = field(default=0.4, metadata={"help": "Radius of the correction in units of ||g_0||, in [0, 1)."})
     clip: bool = field(default=True, metadata={"help": "Clip the dual coefficients by the weights (RACO)."})
     tau: float = field(default=1e-5, metadata={"help": "Relative noise of the gradients, for ties in the dual."})
@@ -96,8 +104,7 @@ class RACOConfig(TrainingArguments):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"bad {name}", expected=f"one of {', '.join(choices)}", found=getattr(self, name))
-        if self.combiner not in COMBINERS:
-            raise InputError("unknown combiner", expected=f"one of {', '.join(COMBINERS)}", found=self.combiner)
+        self._check_combiner()
         if self.max_length is not None and self.max_length < 2:
             raise InputError("bad max_length", expected="at least 2 tokens, or null", found=self.max_length)
         if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
@@ -114,10 +121,25 @@ class RACOConfig(TrainingArguments):
         self.remove_unused_columns = False  # the batch is ours, not the model's signature
         super().__post_init__()
 
-    def combiner_options(self) -> dict[str, Any]:
-        """The options that this combiner takes, by name."""
-        options: dict[str, dict[str, Any]] = {
-            "raco": {"c": self.c, "clip": self.clip, "tau": self.tau},
-            "cagrad": {"c": self.c, "tau": self.tau},
-        }
-        return options.get(self.combiner, {})
+    def _check_combiner(self) -> None:
+        combiner = find_combiner(self.combiner)
+        if not isinstance(self.combiner_options, dict):
+            raise InputError(
+                "bad combiner_options", expected="a mapping of names to values", found=self.combiner_options
+            )
+        for name in _OWN_KEYS & self.combiner_options.keys() & self._own_options().keys():
+            raise InputError(f"{name} has a key of its own", where="combiner_options", fix=f"Set {name} itself.")
+        check_options(self.combiner, combiner, self.options_of_combiner())
+        if self.normalize_gradients and "present" in needs(combiner):
+            fix = "Leave it out, or choose a combiner of gradients."
+            raise InputError(f"{self.combiner} does not weigh gradients", where="normalize_gradients", fix=fix)
+
+    def _own_options(self) -> dict[str, Any]:
+        """Those of the keys c, clip and tau that a combiner of ours takes; torchjd's options mean other things."""
+        if self.combiner not in COMBINERS:
+            return {}
+        return {key: getattr(self, key) for key in _OWN_KEYS & options_of(find_combiner(self.combiner)).keys()}
+
+    def options_of_combiner(self) -> dict[str, Any]:
+        """The options that this combiner is called with, by name."""
+        return {**self._own_options(), **self.combiner_options}

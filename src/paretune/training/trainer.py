@@ -21,8 +21,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from paretune.combine import COMBINERS
-from paretune.combine.labelled import combine_labelled
 from paretune.comparisons.batches import collate, to_device
 from paretune.comparisons.lengths import batches_by_length, extents, part_lengths, rank_share
 from paretune.comparisons.tokens import pad_id
@@ -36,6 +34,7 @@ from paretune.policy.loading import load_policy, load_tokenizer, prepare_policy
 from paretune.policy.logprobs import prepare_scorer
 from paretune.policy.reference import Reference, choose_reference, frozen
 from paretune.training.checks import check_arguments, check_output, check_tokens, check_weights
+from paretune.training.combining import StepCombiner
 from paretune.training.config import RACOConfig
 from paretune.training.data import TokenizedData, each, prepare_data, prepare_sets
 from paretune.training.diagnostics import ComparisonSums, StepMeans, norm_warning, step_metrics, sum_over_ranks
@@ -95,6 +94,7 @@ class RACOTrainer(Trainer):
         check_losses(list(objectives))
         check_output(args.output_dir)
         self.objectives = normalize_weights(list(objectives))
+        self.combiner = StepCombiner(args, self.objectives)
         self.record = RunRecord(args, list(objectives), self.objectives)
         self.record.given(model, ref_model, peft_config, train_dataset, eval_dataset, data_options, model_options)
         name = model if isinstance(model, str) else str(model.config.name_or_path)
@@ -133,7 +133,7 @@ class RACOTrainer(Trainer):
             train_dataset=StepDataset(self.train_data.rows),
             eval_dataset=each(self.eval_data, lambda d, _: StepDataset(d.rows)),
             processing_class=tokenizer,
-            callbacks=[self.clock, HistoryCallback(args.output_dir), *(callbacks or [])],
+            callbacks=[self.clock, self.combiner, HistoryCallback(args.output_dir), *(callbacks or [])],
             optimizers=optimizers,
         )
         bar = any(isinstance(cb, ProgressCallback) for cb in self.callback_handler.callbacks)
@@ -263,6 +263,7 @@ class RACOTrainer(Trainer):
             scores, logps = log_probs(self.model, self.scorer, self.reference, batch)
         losses = batch_losses(self.objectives, self.args.beta, logps, batch["preferences"])
         self.comparison_sums.add(logps, losses, batch["preferences"])
+        self.combiner.add(losses)
         losses = losses.over(self._divisors().to(self.args.device, non_blocking=True))
         if self.layers is None:
             differentiate_each(scores, losses, stack)
@@ -293,13 +294,11 @@ class RACOTrainer(Trainer):
 
     def _decide(self, gram: Tensor) -> Tensor | None:
         """The coefficients of the m gradients, given their Gram; None where the step has to be skipped."""
-        present = self.label_counts > 0
-        if not bool(gram.isfinite().all()):
+        present, losses = self.label_counts > 0, self.combiner.step_losses(self.label_counts)
+        if not bool(gram.isfinite().all()) or (losses is not None and not bool(losses[present].isfinite().all())):
             self._skip_step()
             return None
-        combiner, options = COMBINERS[self.args.combiner], self.args.combiner_options()
-        normalize = self.args.normalize_gradients
-        combination = combine_labelled(combiner, gram, self.weights, present, normalize=normalize, **options)
+        combination = self.combiner(gram, present, losses, self.state.global_step)
         plain, angles = step_metrics(self.objectives, gram, present, combination)
         self.step_means.add(plain)
         self.step_means.add(angles, weight=float((self.weights @ gram @ self.weights).clamp_min(0).sqrt()))
