@@ -47,7 +47,7 @@ def world_of(preset: str, seed: int, objectives: int = 2, **options: float) -> B
         return make_bandit(objectives=objectives)
     if preset == "untuned":
         return make_bandit(objectives=objectives, seed=seed, **UNTUNED)  # type: ignore[arg-type]
-    name, value = preset.split()
+    name, value = preset.split()  # such as "knob 0.5"
     return make_bandit(objectives=objectives, **{name: float(value)})  # type: ignore[arg-type]
 
 
@@ -79,11 +79,14 @@ def record_steps(last: int, mark: int, points: int = 26) -> list[int]:
     return sorted({*steps, *(min(last, round(mark * share)) for share in CHECKPOINTS)})
 
 
-@cache
 def ceiling_of(preset: str, seed: int, objectives: int, level: float) -> tuple[Tensor, dict[str, NDArray[np.float64]]]:
     """The best rewards (V, M) at a KL of `level`, and the reference points that follow from them."""
-    own = seed if preset == "untuned" else 0
-    world = world_of(preset, own, objectives)
+    return _ceiling(preset, seed if preset == "untuned" else 0, objectives, level)
+
+
+@cache
+def _ceiling(preset: str, seed: int, objectives: int, level: float) -> tuple[Tensor, dict[str, NDArray[np.float64]]]:
+    world = world_of(preset, seed, objectives)
     if objectives == 2:
         weights = two_weights(41)
     else:
