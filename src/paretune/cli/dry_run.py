@@ -50,6 +50,7 @@ def dry_run(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adap
     from paretune.losses import check_losses
     from paretune.policy.loading import check_weight_files, four_bits, load_tokenizer
     from paretune.training.checks import check_arguments, check_output, check_tokens
+    from paretune.training.combining import StepCombiner
     from paretune.training.data import prepare_sets
     from paretune.training.record import RunRecord
 
@@ -61,6 +62,7 @@ def dry_run(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adap
     name = full_path(str(keys.model))
     check_weight_files(name)
     normal = normalize_weights(objectives)
+    StepCombiner(args, normal)  # its options, tried
     record = RunRecord(args, objectives, normal)
     tokenizer = load_tokenizer(name)
     train, held_out = prepare_sets(keys.data, keys.eval_data, normal, tokenizer, args, record, **keys.read_options())
