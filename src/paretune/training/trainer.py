@@ -263,6 +263,7 @@ class RACOTrainer(Trainer):
             scores, logps = log_probs(self.model, self.scorer, self.reference, batch)
         losses = batch_losses(self.objectives, self.args.beta, logps, batch["preferences"])
         self.comparison_sums.add(logps, losses, batch["preferences"])
+        losses = losses.times(batch["weights"].T) if "weights" in batch else losses  # a row's own weights
         self.combiner.add(losses)
         losses = losses.over(self._divisors().to(self.args.device, non_blocking=True))
         if self.layers is None:
