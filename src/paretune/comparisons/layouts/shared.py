@@ -102,11 +102,15 @@ def scored_rows(
     options: LayoutOptions,
     extra: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Rows of one prompt from K responses with one score per objective: the chosen pairs, labelled by difference."""
+    """Rows of one prompt from K responses with one score per objective: the chosen pairs, labelled by difference.
+
+    The scores of both sides stay with the row as `ratings`, for those who read layouts themselves (`ratings.py`).
+    """
     rows = []
     for i, j in choose_pairs(scores, len(responses), options, key=prompt):
         labels = {name: preference(values[i], values[j]) for name, values in scores.items()}
         row = {"prompt": prompt, "response_a": responses[i], "response_b": responses[j], "preferences": labels, **extra}
+        row["ratings"] = {name: [values[i], values[j]] for name, values in scores.items()}
         if "id" in row:
             row["id"] = f"{row['id']}:{i}-{j}"
         rows.append(row)

@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 from paretune.errors import InputError
+from paretune.pipelines.methods.conditioned import CONDITIONED
 from paretune.pipelines.methods.contract import (
     Method,
     Outcome,
@@ -19,7 +20,9 @@ from paretune.pipelines.methods.contract import (
     check_directory,
     load_model,
 )
+from paretune.pipelines.methods.cpo import CPO
 from paretune.pipelines.methods.filters import FILTERS
+from paretune.pipelines.methods.mixtures import MIXTURES
 from paretune.pipelines.methods.modpo import MODPO
 from paretune.pipelines.methods.plain import PLAIN
 from paretune.training.config import RACOConfig
@@ -29,6 +32,9 @@ METHODS: dict[str, Method] = {
     **PLAIN,
     **FILTERS,
     **MODPO,
+    **MIXTURES,
+    **CONDITIONED,
+    **CPO,
 }
 
 
