@@ -1,6 +1,7 @@
 """`paretune COMMAND`: finds the command, and turns errors for people into one line and an exit status.
 
-Status 0: done. 2: something that a person can put right (`InputError`). 3: a run that diverged. 130: stopped by ctrl-C.
+Status 0: done. 2: something that a person can put right (`InputError`). 3: a run that diverged, or cells of a front that
+failed. 130: stopped by ctrl-C.
 Everything else is a bug and keeps its traceback.
 """
 
@@ -22,7 +23,10 @@ COMMANDS = {
     "demo": "a real trade-off, made and measured on this machine, offline, in minutes",
     "train": "aligns a model with several objectives at once",
     "evaluate": "held-out losses, margins and accuracies of one or several models",
+    "front": "trains a grid of methods, weightings and seeds, compares the fronts, picks a checkpoint",
     "data": "what a data set holds: labels, agreement, conflicts, lengths",
+    "sample": "several responses per prompt, from a model or an OpenAI-compatible server",
+    "label": "gives rows their preferences: rules, functions of yours, reward models, judges",
     "report": "an HTML page from run directories or from a demo's folder",
     "sft": "supervised start: teaches a model to answer, before it is aligned",
 }
@@ -74,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
         hint = (
             " To go on from the last checkpoint, give the same command with --resume."
             if words[:1] in (["train"], ["sft"])
+            else " The same command goes on."
+            if words[:1] in (["front"], ["sample"], ["label"])
             else ""
         )
         return _fail(f"stopped.{hint}", 130)

@@ -53,7 +53,7 @@ def resolve(argv: list[str], own: type, config: type | None, *, required: Iterab
     Raises:
         InputError: an unknown key (the nearest one is named), a value of the wrong type, a missing key, a bad file.
     """
-    hints = {key: hint for kind in (config, own) if kind is not None for key, hint in _hints(kind).items()}
+    hints = {key: hint for kind in (config, own) if kind is not None for key, hint in hints_of(kind).items()}
     path, flags = parse_flags(argv, hints)
     values = {} if path is None else read_config(path)
     for key in values:
@@ -102,7 +102,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(choices)}." if len(choices) <= 12 else ""
 
 
-def _hints(kind: type) -> dict[str, Any]:
+def hints_of(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
 
