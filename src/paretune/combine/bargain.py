@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from paretune.combine.combination import Combination, checked, combination, gram_angle
-from paretune.combine.simplex import Array
+from paretune.combine.simplex import Array, points_of
 from paretune.errors import InputError
 
 
@@ -36,26 +36,42 @@ def nash_mtl(gram: Tensor, weights: Tensor, *, tau: float = 1e-5) -> Combination
     a = np.zeros(len(w))
     if len(bargains):
         own = lengths[bargains]
-        cosines = np.array(h)[np.ix_(bargains, bargains)] / own / own[:, None]
+        directions = points_of((np.array(h)[np.ix_(bargains, bargains)] / own / own[:, None]).tolist())
         share = power[bargains] / power[bargains].sum()
-        a[bargains] = fair(cosines + tau * tau * np.eye(len(own)), share) / own * float(power @ lengths)
+        damped = np.concatenate((directions, tau * np.eye(len(own))))
+        a[bargains] = fair(damped, share) / own * float(power @ lengths)
     coefficients = a.tolist()
     return combination(coefficients, w, w, clip_active=False, info={"angle_to_linear": gram_angle(h, coefficients, w)})
 
 
-def fair(matrix: Array, w: Array) -> Array:
-    """The u > 0 with matrix u = w / u, for a positive definite matrix (m, m): argmin of 1/2 u'Mu - sum_i w_i log u_i.
+def fair(points: Array, w: Array) -> Array:
+    """The u > 0 with M u = w / u, M = points' points positive definite: argmin of 1/2 u'Mu - sum_i w_i log u_i.
 
-    Newton's method with steps shortened so that it converges from anywhere: with t the Newton decrement in units in
-    which the function is self-concordant, 1 / (1 + t) of the step (Nesterov 1994).
+    Newton's method; a step is cut before it would leave u > 0, and halved until the function falls.
+
+    Args:
+        points: (d, m). Where mixtures nearly vanish, M itself would lose all digits of u'Mu.
+        w: (m,), positive.
     """
+
+    def value(u: Array) -> float:
+        return 0.5 * float(np.square(points @ u).sum()) - float(w @ np.log(u))
+
+    matrix = points.T @ points
     u = np.sqrt(w / matrix.diagonal())
-    unit = float(np.sqrt(w.min()))  # f / w_min is self-concordant, so its decrement is that of f over sqrt(w_min)
-    for _ in range(500):
-        slope = matrix @ u - w / u
+    here = value(u)
+    for _ in range(100):
+        slope = points.T @ (points @ u) - w / u
         step = np.linalg.solve(matrix + np.diag(w / (u * u)), slope)
-        t = float(np.sqrt(max(float(slope @ step), 0.0))) / unit
-        u = u - step / (1.0 + t) if t > 0.25 else u - step
-        if t < 1e-9:
+        fall, share = float(slope @ step), min(1.0, 0.95 / max(float((step / u).max()), 1e-300))
+        if fall <= 1e-17:
             break
+        if fall < 1e-10:  # full steps converge now, and differences of the function are rounding
+            u = u - share * step
+            continue
+        while share > 1e-8 and not (there := value(u - share * step)) <= here - 0.25 * share * fall:
+            share *= 0.5
+        if share <= 1e-8:
+            break  # as low as float64 can tell
+        u, here = u - share * step, there
     return u

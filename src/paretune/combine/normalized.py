@@ -83,10 +83,10 @@ def mgda_decoupled(gram: Tensor, weights: Tensor, *, losses: Tensor) -> Combinat
     equally short, to 1e-5 of the gradients, the raw gradients mix differently; then the one nearest the uniform.
 
     Args:
-        losses: (m,), positive.
+        losses: (m,), not negative.
 
     Raises:
-        InputError: a loss that is not positive.
+        InputError: a loss below 0.
     """
     h, w, _ = checked(gram, weights)
     relative = scaled(h, inverse_losses(losses))
@@ -102,15 +102,15 @@ def inverse_lengths(h: Matrix, w: Vector, p: int) -> Vector:
 
 
 def inverse_losses(losses: Tensor) -> Vector:
-    """Proportional to 1 / L_i, the largest 1; a loss below 1e-8 of the largest counts as that.
+    """Proportional to 1 / L_i, the largest 1; a loss below 1e-8 of the largest counts as that. All 0: all equal.
 
     Raises:
-        InputError: a loss below 0 or not finite, or all of them 0.
+        InputError: a loss below 0 or not finite.
     """
     values: Vector = losses.double().tolist()
     largest = max(values)
-    if not (min(values) >= 0.0 and 0.0 < largest < float("inf")):
+    if not (min(values) >= 0.0 and largest < float("inf")):
         fix = "This combiner divides by the losses: choose losses that are positive (sigmoid, ipo)."
-        raise InputError("losses that are not positive", expected="finite numbers > 0", found=values, fix=fix)
-    raised = [max(x, 1e-8 * largest) for x in values]
+        raise InputError("losses below 0", expected="finite numbers >= 0", found=values, fix=fix)
+    raised = [max(x, 1e-8 * largest) for x in values] if largest > 0.0 else [1.0] * len(values)
     return [min(raised) / x for x in raised]

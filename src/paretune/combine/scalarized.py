@@ -108,12 +108,12 @@ def famo(
     rate, delta is divided by the trace of the Gram of g_i / L_i (Adam is deaf to that scale, only decay is not).
 
     Args:
-        losses: (m,), positive.
+        losses: (m,), not negative.
         state: logits, and Adam's mean, square and steps.
         rate: Adam's step for the logits. decay: of the logits.
 
     Raises:
-        InputError: a rate or decay below 0, a loss that is not positive.
+        InputError: a rate, decay or loss below 0.
     """
     if not (rate >= 0.0 and decay >= 0.0):
         raise InputError("bad rate or decay", expected="numbers >= 0", found=[rate, decay])
