@@ -88,11 +88,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trained policy as it answers: what `evaluation.sample.sample` takes, each prompt put through `prepare`."""
+    """A trained policy as it answers: what `evaluation.sample.sample` takes, each prompt put through `prepare`: text or
+    messages, as it was given, before a chat template makes text of it."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
-    prepare: Callable[[str], str] = str
+    prepare: Callable[[Any], Any] = lambda prompt: prompt
 
 
 @dataclass(frozen=True)
