@@ -66,7 +66,7 @@ def score_policy(plan: Plan, outcome: Outcome, base: str, seed: int) -> dict[str
     found: dict[str, Any] = {"temperatures": {}, "kl": None}
     for temperature in plan.temperatures:
         asked = held_out_prompts(plan, outcome.tokenizer)
-        prepared = [outcome.prepare(text) for text in asked.texts]
+        prepared = [_as_text(outcome.prepare(prompt), outcome.tokenizer) for prompt in asked.given]
         refers = temperature == 1.0 and prepared == asked.texts  # the base knows nothing of words put before a prompt
         reference = reference_of(plan, outcome.model, base) if refers else None
         samples = sample(

@@ -135,7 +135,7 @@ def load_cos(directory: Path, weights: Mapping[str, float] | None) -> Outcome:
     prefix, kept = read_prefix(directory)
     names = kept["objectives"]
     text = prefix.text(_levels(names, weights_of(names, weights), kept["levels"]))
-    return replace(load_model(directory), prepare=lambda prompt: prefixed(prompt, text))  # type: ignore[return-value,arg-type]
+    return replace(load_model(directory), prepare=lambda prompt: prefixed(prompt, text))
 
 
 _COS_OPTIONS: Mapping[str, str] = {

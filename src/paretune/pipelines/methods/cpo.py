@@ -164,7 +164,7 @@ def load_cpo(directory: Path, weights: Mapping[str, float] | None) -> Outcome:
     names = kept["objectives"]
     required = required_ratings(weights_of(names, weights), kept["low"], kept["high"])
     text = shown(prefix, names, required, Scale([], kept["low"], kept["high"], 0))
-    return replace(load_model(directory), prepare=lambda prompt: prefixed(prompt, text))  # type: ignore[return-value,arg-type]
+    return replace(load_model(directory), prepare=lambda prompt: prefixed(prompt, text))
 
 
 CPO: dict[str, Method] = {
