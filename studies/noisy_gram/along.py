@@ -131,7 +131,7 @@ def measure_exact(
                             "condition": condition,
                             "step": step,
                             "weight": float(weights[0]),
-                            "batch": n,
+                            "size": n,
                             **averaged(ones),
                         }
                     )

@@ -106,7 +106,7 @@ def measure_language(rows: int, steps: int, sizes: list[int], count: int, seeds:
                     one = measured(small, slopes.double(), weights, n, count, seed)
                     found.setdefault((preset, at, n), []).append(one)
     return [
-        {"condition": preset, "step": at, "batch": n, **facts[preset], **averaged(column)}
+        {"condition": preset, "step": at, "size": n, **facts[preset], **averaged(column)}
         for (preset, at, n), column in found.items()
     ]
 
