@@ -221,8 +221,8 @@ def test_frozen_rewards_come_from_functions_and_files(model: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "objectives", "message"),
     [
-        ({"on": "kind"}, OBJECTIVES, "no such objective"),
-        ({"on": "concise"}, [Objective("helpful"), Objective("concise", weight=0.0)], "has weight 0"),
+        ({"objective": "kind"}, OBJECTIVES, "no such objective"),
+        ({"objective": "concise"}, [Objective("helpful"), Objective("concise", weight=0.0)], "has weight 0"),
         ({"rewards": {"helpful": {"function": "x:y"}}}, OBJECTIVES, "a reward that is not used"),
         ({"rewards": {"concise": {"function": "no_module:f"}}}, OBJECTIVES, "no such module"),
         ({"rewards": {"concise": "length"}}, OBJECTIVES, "bad rewards"),

@@ -15,6 +15,7 @@ from paretune.training.given import full_path
 if TYPE_CHECKING:
     from paretune.cli.train import TrainKeys
     from paretune.comparisons.batches import Layout
+    from paretune.pipelines.methods import Request
     from paretune.training.config import RACOConfig
     from paretune.training.data import TokenizedData
 
@@ -41,19 +42,26 @@ class Sizes:
     frozen_bytes: float
 
 
-def dry_run(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adapter: Any) -> str:
+def dry_run(keys: TrainKeys, request: Request, words: list[str]) -> str:
     """Checks what a run would check before its weights are read, and says what it found.
+
+    Args:
+        keys: of the command.
+        request: with the method's settings in its configuration.
+        words: what the method expands to.
 
     Raises:
         InputError: as `RACOTrainer`.
     """
     from paretune.losses import check_losses
+    from paretune.pipelines.methods import find_method
     from paretune.policy.loading import check_weight_files, four_bits, load_tokenizer
     from paretune.training.checks import check_arguments, check_output, check_tokens
     from paretune.training.combining import StepCombiner
     from paretune.training.data import prepare_sets
     from paretune.training.record import RunRecord
 
+    args, objectives, adapter = request.args, list(request.objectives), request.peft_config
     check_arguments(args)
     check_losses(objectives)
     check_output(args.output_dir)
@@ -65,7 +73,7 @@ def dry_run(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adap
     StepCombiner(args, normal)  # its options, tried
     record = RunRecord(args, objectives, normal)
     tokenizer = load_tokenizer(name)
-    train, held_out = prepare_sets(keys.data, keys.eval_data, normal, tokenizer, args, record, **keys.read_options())
+    train, held_out = prepare_sets(keys.data, keys.eval_data, normal, tokenizer, args, record, **request.data_options)
     model = empty_model(name, full=adapter is None, dtype=keys.dtype)
     check_tokens(model, tokenizer)
     copy = reference_bytes(keys, args, objectives, model, full=adapter is None)
@@ -74,6 +82,9 @@ def dry_run(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adap
     fixed = memory(sizes, args, copy)
     ways = gradient_ways(args, normal, sizes, layout, held=fixed)
     lines = ["Dry run: nothing was trained, no weights were read, nothing was written.", ""]
+    method = find_method(request.method)
+    lines += [f"method {request.method}: {method.title} ({method.source})", *(f"  {word}" for word in words), ""]
+    lines += [*(f"  {notice}" for notice in record.content["notices"] if ": the method makes" in notice)]
     lines += _data_lines(normal, train, held_out, record.content["data"])
     lines += _step_lines(args, len(train.rows), sizes)
     lines += _memory_lines(fixed, ways, args)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.cli.keys import READING, DataKeys, ModelKeys, key, lora_config, objectives_of, resolved
@@ -12,11 +14,11 @@ from paretune.cli.settings import make_config, resolve
 from paretune.errors import InputError
 from paretune.objectives import Objective
 from paretune.training.given import full_path
-from paretune.training.rundir import changed_settings, check_free, check_same_data, clear, find_checkpoint
+from paretune.training.rundir import find_checkpoint, parts_of, run_record
 
 if TYPE_CHECKING:
+    from paretune.pipelines.methods import Request
     from paretune.training.config import RACOConfig
-    from paretune.training.trainer import RACOTrainer
 
 INTRO = """
 paretune train [CONFIG.yaml] [--key value ...]
@@ -39,7 +41,10 @@ GROUPS = {
     "On which data": [
         *["data", "eval_data", "eval_fraction", *READING, "max_length"],
     ],
-    "To what": ["objectives", "beta", "combiner", "c", "clip", "normalize", "normalize_gradients"],
+    "To what": [
+        *["objectives", "beta", "method", "method_options", "singles", "combiner", "combiner_options", "c", "clip"],
+        *["normalize", "normalize_gradients"],
+    ],
     "How": [
         *["learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"],
         *["gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "activation_checkpointing", "seed"],
@@ -66,7 +71,14 @@ class TrainKeys(ModelKeys, DataKeys):
     objectives: str | list | dict | None = key(
         "Mapping name -> weight or {weight, loss, beta, labels, rule, …}, or a list. Weights are normalised to sum 1."
     )
-    scheme: str | None = key("For methods that are more than a combiner, of which there is none yet: null.")
+    method: str | None = key(
+        "What is more than a combiner: single, modpo, amopo, … (docs/methods.md); or a combiner's name; null: combiner."
+    )
+    method_options: dict | None = key("The method's own options, by name.")
+    singles: dict | None = key(
+        "Objective -> a finished run on it alone, for methods that need one; else it is trained."
+    )
+    scheme: str | None = key("The same as method, an older name for it.")
     early_stopping_patience: int | None = key(
         "Stop after so many evaluations without a better metric_for_best_model; needs load_best_model_at_end."
     )
@@ -78,9 +90,9 @@ class TrainKeys(ModelKeys, DataKeys):
     def check(self) -> None:
         """Raises InputError for values that do not go together."""
         super().check()
-        if self.scheme is not None:
-            fix = "Leave it out, or null; methods that combine gradients are named by combiner."
-            raise InputError("there are no schemes yet", where="scheme", expected="null", found=self.scheme, fix=fix)
+        if self.scheme is not None and self.method not in (None, self.scheme):
+            fix = "Leave scheme out: it is an older name for method."
+            raise InputError("scheme contradicts method", expected=self.method, found=self.scheme, fix=fix)
         patience = self.early_stopping_patience
         if patience is not None and patience < 1:
             expected = "a whole number of at least 1, or null"
@@ -90,7 +102,6 @@ class TrainKeys(ModelKeys, DataKeys):
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit status."""
     from paretune.training.config import RACOConfig
-    from paretune.training.record import plain
 
     if "--help" in argv or "-h" in argv:
         from transformers import TrainingArguments
@@ -99,37 +110,62 @@ def main(argv: list[str]) -> int:
 
         print(command_help(INTRO, GROUPS, (RACOConfig, TrainKeys), inherited=TrainingArguments))
         return 0
+    from paretune.pipelines.methods import check_method, prepared, run_method
+
     settings = resolve(argv, TrainKeys, RACOConfig, required=("model", "data", "objectives"))
     keys: TrainKeys = settings.own
     keys.check()
     objectives = objectives_of(keys.objectives) or []
     adapter = lora_config(keys.lora)
-    args = make_config(RACOConfig, with_defaults(settings.config, keys.dtype))
+    name = keys.method or keys.scheme
+    config = settings.config if name is None else {**settings.config, **method_settings(name, settings.config)}
+    args = make_config(RACOConfig, with_defaults(config, keys.dtype))
     check_early_stopping(keys.early_stopping_patience, args)
-    checkpoint = find_checkpoint(args.output_dir, keys.resume)
-    if checkpoint is None:
-        check_free(args.output_dir, keys.overwrite)
-    if keys.dry_run:
-        from paretune.cli.dry_run import dry_run
-
-        with no_new_folder(args.output_dir):
-            print(dry_run(keys, args, objectives, adapter))
-        return 0
+    check_resume(args.output_dir, keys.resume)
+    request = _request(name or args.combiner, keys, args, objectives, adapter)
     with no_new_folder(args.output_dir):  # an error before training leaves no empty folder behind
-        trainer = _build(keys, args, objectives, adapter)
-        record = trainer.record
-        record.content["settings"] |= resolved(keys)
-        if checkpoint is not None:
-            check_same_data(record.content, args.output_dir)
-            record.say(*changed_settings(record.content, args.output_dir, plain(args.to_dict())))
-        elif keys.overwrite and args.process_index == 0:
-            clear(args.output_dir)
-        run(trainer, checkpoint)
-    if args.process_index == 0:
-        from paretune.cli.summary import summary
+        words = check_method(request)
+        if keys.dry_run:
+            from paretune.cli.dry_run import dry_run
 
-        print(summary(trainer.record.content, trainer.state.log_history, args.output_dir))
+            print(dry_run(keys, prepared(request), words))
+            return 0
+        run_method(request)
+    if args.process_index == 0:
+        print(_told(args.output_dir))
     return 0
+
+
+def method_settings(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What the method sets of the configuration.
+
+    Raises:
+        InputError: no such method, or a given key that contradicts it.
+    """
+    from paretune.pipelines.methods import find_method
+
+    sets = dict(find_method(name).settings)
+    for key_, value in sets.items():
+        if key_ in given and given[key_] != value:
+            fix = f"Leave {key_} out: the method sets it."
+            raise InputError(f"{key_} contradicts method {name}", expected=value, found=given[key_], fix=fix)
+    return sets
+
+
+def check_resume(output_dir: str, resume: bool | str) -> None:
+    """Raises InputError where there is nothing to go on from: neither a checkpoint nor a method's finished parts."""
+    if resume is not True or not parts_of(output_dir):
+        find_checkpoint(output_dir, resume)
+
+
+def _told(output_dir: str) -> str:
+    from paretune.cli.summary import summary
+
+    folder = Path(output_dir).expanduser()
+    record, history = run_record(folder), folder / "history.jsonl"
+    if not history.exists():  # nothing was trained but parts
+        return f"{record.get('method', {}).get('name')}: finished, {output_dir}"
+    return summary(record, [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()], output_dir)
 
 
 def with_defaults(config: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -175,10 +211,11 @@ def _early_stopping(patience: int) -> Any:
     return EarlyStopping(patience)
 
 
-def _build(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adapter: Any) -> RACOTrainer:
-    from paretune.training.trainer import RACOTrainer
+def _request(method: str, keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adapter: Any) -> Request:
+    from paretune.pipelines.methods import Request
 
-    return RACOTrainer(
+    return Request(
+        method=method,
         model=full_path(str(keys.model)),
         args=args,
         objectives=objectives,
@@ -186,29 +223,12 @@ def _build(keys: TrainKeys, args: RACOConfig, objectives: list[Objective], adapt
         eval_dataset=keys.eval_data,
         peft_config=adapter,
         ref_model=keys.ref_model,
-        callbacks=_callbacks(keys),
         data_options=keys.read_options(),
         model_options=keys.load_options(args.output_dir),
+        method_options=keys.method_options or {},
+        singles=keys.singles or {},
+        callbacks=lambda: _callbacks(keys),
+        settings=resolved(keys),
+        resume=keys.resume,
+        overwrite=keys.overwrite,
     )
-
-
-def run(trainer: RACOTrainer, checkpoint: str | None) -> None:
-    """Trains, evaluates at the end where there is data for it, and leaves model, tokenizer, state and record."""
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    if trainer.eval_data is not None and not _evaluated(trainer):
-        trainer.evaluate()
-    trainer.save_state()
-    trainer.record.end(trainer.args, "finished", {**trainer.record.content["final"], **_last(trainer)})
-
-
-def _evaluated(trainer: RACOTrainer) -> bool:
-    """Whether the last step's model was evaluated; not where an earlier one was loaded back as the best."""
-    step = trainer.state.global_step
-    ends = [[k for k in line if k.startswith("eval_") and k.endswith("_loss")] for line in trainer.state.log_history]
-    last = any(found and line["step"] == step for found, line in zip(ends, trainer.state.log_history, strict=True))
-    return last and not trainer.args.load_best_model_at_end
-
-
-def _last(trainer: RACOTrainer) -> dict[str, Any]:
-    return {key: value for line in trainer.state.log_history for key, value in line.items() if key.startswith("eval_")}

@@ -102,7 +102,11 @@ def response_logprobs(model: nn.Module, batch: dict[str, Any], scorer: Scorer) -
         model: the model given to `prepare_scorer` (adapters may be switched on and off between calls).
         batch: output of `collate` in `scorer.layout`, on the model's device.
     """
-    logprobs = token_logprobs(model, batch, own_head=scorer.own_head)
+    return summed(token_logprobs(model, batch, own_head=scorer.own_head), batch)
+
+
+def summed(logprobs: Tensor, batch: dict[str, Any]) -> ResponseLogprobs:
+    """The responses' log-probabilities from those of their scored entries, (R, K) of `token_logprobs`."""
     logp_a = logprobs.masked_fill(~batch["score_a"], 0.0).sum(1)
     logp_b = logprobs.masked_fill(~batch["score_b"], 0.0).sum(1)
     if "block_widths" in batch:

@@ -56,6 +56,11 @@ def checkpoints(output_dir: str) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 
+def parts_of(output_dir: str) -> list[Path]:
+    """The run directories of a method's several trainings, finished or not."""
+    return sorted(path for path in (Path(output_dir).expanduser() / "parts").glob("*") if path.is_dir())
+
+
 def _complete(path: Path) -> bool:
     try:
         json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
@@ -73,7 +78,7 @@ def check_free(output_dir: str, overwrite: bool) -> None:
     if status == "finished":
         fix = "Choose another output_dir, or start over with --overwrite."
         raise InputError("a finished run is there", where=f"output_dir {output_dir}", fix=fix)
-    if checkpoints(output_dir) or (path / "parts").is_dir():
+    if checkpoints(output_dir) or parts_of(output_dir):
         fix = "Go on with --resume, or start over with --overwrite."
         raise InputError("checkpoints of an unfinished run are there", where=f"output_dir {output_dir}", fix=fix)
 

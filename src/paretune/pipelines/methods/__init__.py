@@ -5,12 +5,15 @@ A new file of methods ends in a dict; a line here joins it.
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
+from paretune.combine.by_torchjd import PREFIX
 from paretune.errors import InputError
+from paretune.pipelines.methods.amopo import AMOPO
 from paretune.pipelines.methods.conditioned import CONDITIONED
 from paretune.pipelines.methods.contract import (
     Method,
@@ -24,7 +27,7 @@ from paretune.pipelines.methods.cpo import CPO
 from paretune.pipelines.methods.filters import FILTERS
 from paretune.pipelines.methods.mixtures import MIXTURES
 from paretune.pipelines.methods.modpo import MODPO
-from paretune.pipelines.methods.plain import PLAIN
+from paretune.pipelines.methods.plain import PLAIN, combiner_method
 from paretune.training.config import RACOConfig
 from paretune.training.rundir import run_record
 
@@ -32,6 +35,7 @@ METHODS: dict[str, Method] = {
     **PLAIN,
     **FILTERS,
     **MODPO,
+    **AMOPO,
     **MIXTURES,
     **CONDITIONED,
     **CPO,
@@ -39,10 +43,18 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: str) -> Method:
-    """Raises InputError where there is no such method."""
-    if name not in METHODS:
-        raise InputError("unknown method", expected=f"one of {', '.join(METHODS)}", found=name)
-    return METHODS[name]
+    """The method of that name; "torchjd:NAME" is one too.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if name.startswith(PREFIX):
+        return combiner_method(name)
+    near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
+    fix = f"Did you mean {near[0]!r}?" if near else ""
+    raise InputError("unknown method", expected=f"one of {', '.join(METHODS)}, {PREFIX}NAME", found=name, fix=fix)
 
 
 def prepared(request: Request) -> Request:
@@ -116,4 +128,7 @@ def load_outcome(directory: Path | str, weights: Mapping[str, float] | None = No
     return method.load(Path(directory).expanduser(), asked.get("weights") if weights is None else weights)
 
 
-__all__ = ["METHODS", "Method", "Outcome", "Request", "check_method", "find_method", "load_outcome", "run_method"]
+__all__ = [  # noqa: RUF022 (nouns first)
+    "METHODS", "Method", "Outcome", "Request",
+    "check_method", "find_method", "load_outcome", "prepared", "run_method",
+]  # fmt: skip

@@ -135,7 +135,7 @@ def load_model(directory: Path | str) -> Outcome:
 # ---- one training ----
 
 
-def build_trainer(request: Request, *, kind: type[RACOTrainer] = RACOTrainer) -> RACOTrainer:
+def build_trainer(request: Request, *, kind: Callable[..., RACOTrainer] = RACOTrainer) -> RACOTrainer:
     """The trainer of a request; everything is checked, nothing is trained."""
     return kind(
         model=request.model,
@@ -151,7 +151,9 @@ def build_trainer(request: Request, *, kind: type[RACOTrainer] = RACOTrainer) ->
     )
 
 
-def train_one(request: Request, *, asked: Request | None = None, kind: type[RACOTrainer] = RACOTrainer) -> None:
+def train_one(
+    request: Request, *, asked: Request | None = None, kind: Callable[..., RACOTrainer] = RACOTrainer
+) -> None:
     """One run of a trainer, from its checks to its record.
 
     Args:

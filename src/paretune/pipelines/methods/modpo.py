@@ -20,8 +20,8 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 
+from paretune.comparisons.ratings import read_rated
 from paretune.comparisons.rows import text_of
-from paretune.comparisons.sources import list_sources, open_source
 from paretune.comparisons.tokens import pad_id, tokenize_comparisons
 from paretune.errors import InputError
 from paretune.evaluation.margins import evaluate_margins
@@ -40,18 +40,20 @@ Gaps = Callable[[Dataset], np.ndarray]
 
 
 def trained_objective(request: Request) -> str:
-    """k: the option `on`, else the objective of largest weight (the first of equals).
+    """k: the option `objective`, else the objective of largest weight (the first of equals).
 
     Raises:
         InputError: no such objective, or one of weight 0.
     """
     weights = request.weights
-    name = str(request.option("on", max(weights, key=weights.__getitem__)))
+    name = str(request.option("objective", max(weights, key=weights.__getitem__)))
     if name not in weights:
-        raise InputError("no such objective", where="modpo on", expected=f"one of {', '.join(weights)}", found=name)
+        raise InputError(
+            "no such objective", where="modpo objective", expected=f"one of {', '.join(weights)}", found=name
+        )
     if weights[name] == 0.0:
-        fix = "The loss divides by that weight: train on an objective that has one (on: NAME)."
-        raise InputError("the objective that MODPO trains on has weight 0", where=f"modpo on {name}", fix=fix)
+        fix = "The loss divides by that weight: train on an objective that has one (objective: NAME)."
+        raise InputError("the objective that MODPO trains on has weight 0", where=f"modpo objective {name}", fix=fix)
     return name
 
 
@@ -111,26 +113,17 @@ def _source(request: Request, name: str) -> Gaps:
 
 
 def scores_of(path: str, objective: str) -> dict[tuple[str, str], float]:
-    """(prompt, response) -> score, from records {prompt, responses, scores: {objective: [number per response]}}.
+    """(prompt, response) -> score, from a file of rows with `ratings` or of scored responses.
 
     Raises:
         InputError: no such file, or no score of the objective in it.
     """
+    rated = read_rated(path, [Objective(objective)], {})
     table: dict[tuple[str, str], float] = {}
-    for source in list_sources(path, "auto"):
-        for where, record in open_source(source, split="train", streaming=False):
-            scores = record.get("scores") if isinstance(record, dict) else None
-            values = scores.get(objective) if isinstance(scores, Mapping) else None
-            if values is None:
-                continue
-            if not isinstance(record, dict) or len(values) != len(record.get("responses", ())):
-                raise InputError("scores do not fit the responses", where=where, expected="one number per response")
-            for response, value in zip(record["responses"], values, strict=True):
-                if value is not None:
-                    table[text_of(record["prompt"]), text_of(response)] = float(value)
-    if not table:
-        expected = "records {prompt, responses, scores: {objective: [numbers]}}"
-        raise InputError(f"no scores of {objective!r}", where=path, expected=expected)
+    for row, pair in zip(rated.rows, rated.ratings[:, :, 0].tolist(), strict=True):
+        for side, value in zip(("response_a", "response_b"), pair, strict=True):
+            if not math.isnan(value):
+                table[text_of(row["prompt"]), text_of(row[side])] = value
     return table
 
 
@@ -241,7 +234,7 @@ MODPO: dict[str, Method] = {
         train=train,
         check=check,
         options={
-            "on": "The objective trained on; without it, the one of largest weight.",
+            "objective": "The objective trained on; without it, the one of largest weight.",
             "rewards": "Objective -> its frozen reward: {function: 'module:name'} or {scores: FILE}, and scale; "
             "the others' are implicit, of runs on them alone.",
         },

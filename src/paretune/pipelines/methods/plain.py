@@ -5,16 +5,21 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 
-from paretune.combine import COMBINERS
+from paretune.combine import COMBINERS, find_combiner
 from paretune.errors import InputError
 from paretune.pipelines.methods.contract import Method, Request, changed_args, train_one
 
 # Combiners that ignore the weights: one run serves every weighting.
-WEIGHTLESS = {"mgda"}
+WEIGHTLESS = {"mgda", "mgda_decoupled", "gapo", "cagrad_uniform", "imtl_g", "famo", "replay"}
 
 
-def _combiner(name: str) -> Method:
-    text = (inspect.getdoc(COMBINERS[name]) or name).split("\n\n")[0].replace("\n", " ")
+def combiner_method(name: str) -> Method:
+    """The method that a combiner is.
+
+    Raises:
+        InputError: there is no such combiner.
+    """
+    text = (inspect.getdoc(find_combiner(name)) or name).split("\n\n")[0].replace("\n", " ")
     return Method(
         title=text, source="docs/methods.md", settings={"combiner": name}, uses_weights=name not in WEIGHTLESS
     )
@@ -43,7 +48,7 @@ def train_single(request: Request) -> None:
 
 
 PLAIN: dict[str, Method] = {
-    **{name: _combiner(name) for name in COMBINERS},
+    **{name: combiner_method(name) for name in COMBINERS},
     "dpo-lw": Method(
         title="weighted-loss DPO: one DPO loss per objective, summed with the weights; the same as linear",
         source="arXiv 2602.02495, section 5 (DPO LW)",
