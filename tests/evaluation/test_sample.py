@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from paretune.errors import InputError
-from paretune.evaluation.sample import sample
+from paretune.evaluation.sample import _choose, sample
 from paretune.policy.attention import use_paretune_attention
 from paretune.sandbox import WORLDS
 from paretune.sandbox.language import made_tokenizer, make_items
@@ -172,3 +172,30 @@ def test_what_cannot_be_sampled_is_said(change: dict, words: str) -> None:
 def test_no_kl_without_a_reference() -> None:
     with pytest.raises(InputError, match="reference"):
         sample(_model(), TOKENIZER, PROMPTS[:1], 1, max_new_tokens=2, seed=0).kl()
+
+
+def test_top_p_leaves_out_the_tail_and_no_more() -> None:
+    """The draws are those of the distribution cut to the fewest most probable tokens that reach top_p."""
+    logits = torch.tensor([0.4, 0.1, 0.3, 0.2], dtype=torch.float64).log()[None]
+    for top_p, kept in [(0.1, [0]), (0.39, [0]), (0.41, [0, 2]), (0.69, [0, 2]), (0.75, [0, 2, 3]), (1.0, [0, 1, 2, 3])]:
+        uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+        drawn = _choose(logits.expand(1000, -1), uniform, 1.0, top_p)
+        share = torch.bincount(drawn, minlength=4) / 1000
+        expected = torch.zeros(4, dtype=torch.float64)
+        expected[kept] = logits.exp()[0, kept]
+        assert torch.allclose(share.double(), expected / expected.sum(), atol=2e-3), top_p
+
+
+def test_seeds_of_prompts_token_ids_and_ends() -> None:
+    model = _model()
+    both = sample(model, TOKENIZER, PROMPTS[:3], 2, max_new_tokens=12, seed=[7, 8, 9])
+    alone = sample(model, TOKENIZER, PROMPTS[1:2], 2, max_new_tokens=12, seed=[8])
+    assert alone.tokens[0] == both.tokens[1] != both.tokens[0]
+    ids = [list(TOKENIZER(prompt)["input_ids"]) for prompt in PROMPTS[:3]]
+    assert sample(model, TOKENIZER, ids, 2, max_new_tokens=12, seed=[7, 8, 9]).tokens == both.tokens
+    end = both.tokens[0][0][3]  # some token that is drawn on the way
+    ended = sample(model, TOKENIZER, PROMPTS[:1], 1, max_new_tokens=12, seed=[7], ends=[end])
+    first = both.tokens[0][0].index(end)
+    assert ended.tokens[0][0] == both.tokens[0][0][: first + 1] and not ended.cut[0, 0]
+    with pytest.raises(InputError, match="bad top_p"):
+        sample(model, TOKENIZER, PROMPTS[:1], 1, max_new_tokens=2, seed=0, top_p=0.0)

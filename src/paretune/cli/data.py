@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="split of a hub data set (default: train)")
     parser.add_argument("--streaming", action="store_true", default=None, help="read a hub data set without a copy")
     parser.add_argument("--ties", help="what a tie of the raco layout means: missing (default), equal, release")
-    parser.add_argument("--pairs", help="pairs made of K scored responses: all (default), best-worst, pareto, conflict")
+    parser.add_argument(
+        "--pairs", help="pairs of K scored responses: all (default), best-worst, overall-best-worst, pareto, conflict"
+    )
     parser.add_argument("--max-pairs", type=int, metavar="N", help="most pairs that are made of one prompt")
     parser.add_argument(
         "--conversational", action="store_true", default=None, help="turn plain text into messages, for a chat template"

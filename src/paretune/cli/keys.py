@@ -34,7 +34,9 @@ class DataKeys:
     )
     format: str = key("Layout of its rows: recognised by their fields, or named.", "auto")
     ties: str = key("What a tie of the raco layout means: missing, equal or release.", "missing")
-    pairs: str = key("Pairs made of K scored responses: all, best-worst, pareto or conflict.", "all")
+    pairs: str = key(
+        "Pairs made of K scored responses: all, best-worst, overall-best-worst, pareto or conflict.", "all"
+    )
     on_bad_row: str = key("'error' stops at a bad row; 'skip' leaves it out and counts it.", "error")
     take: int | None = key("Only the first so many rows of each source.")
     split: str = key("Split of a hub data set or folder.", "train")

@@ -65,7 +65,8 @@ def read_comparisons(
             None takes every label found.
         ties: what a 0 of the raco layout, or equal labels of truthfulqa, mean: "missing" (no opinion), "equal" (0.5)
             or, raco only, "release" (counted in the mean without a gradient). Equal scores are always 0.5.
-        pairs: which pairs of K scored responses become rows: all, best-worst, pareto or conflict.
+        pairs: which pairs of K scored responses become rows: all, best-worst (of each objective),
+            overall-best-worst, pareto or conflict.
         on_bad_row: "error" stops at the end of the data with the first bad row and the number of others; "skip" leaves
             them out and counts them.
         split: of hub data sets and folders; streaming: read a hub data set without downloading it whole.

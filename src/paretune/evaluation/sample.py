@@ -53,16 +53,18 @@ class Samples:
 def sample(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[list[int]],
     n: int,
     *,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     max_new_tokens: int,
-    seed: int,
+    seed: int | Sequence[int],
+    ends: Sequence[int] = (),
     batch_size: int = 512,
     reference: nn.Module | str | None = None,
 ) -> Samples:
-    """Draws n responses per prompt from the whole distribution (no top-k, no top-p).
+    """Draws n responses per prompt, from the whole distribution unless `top_p` says otherwise.
 
     Every draw inverts the cumulative distribution at a uniform number that only seed, prompt number, sample number and
     position decide. So neither batch size nor other prompts' lengths change a response, and two policies sampled with
@@ -70,23 +72,31 @@ def sample(
 
     Args:
         model: causal language model of transformers, or a PEFT wrapper of one; left in the mode it was in.
-        prompts: plain strings; the tokenizer adds what it adds to a plain string (usually BOS or nothing).
+        prompts: plain strings, to which the tokenizer adds what it adds to a plain string (usually BOS or nothing), or
+            token ids, taken as they are.
         temperature: of the draws; 0 takes the most probable token.
+        top_p: draws from the fewest most probable tokens whose probabilities sum to this (Holtzman et al. 2020).
         max_new_tokens: most tokens of a response, its EOS counted.
+        seed: one for all, or one per prompt: a prompt's draws then do not depend on its number either.
+        ends: tokens that end a response beside the tokenizer's EOS (a chat template's end of turn).
         batch_size: responses drawn at once (at least the n of one prompt).
         reference: a model for `ref_logps`, or "adapters off": the policy without its PEFT adapters.
 
     Raises:
-        InputError: nothing to sample, a temperature below 0, a prompt without tokens, a tokenizer without EOS, adapters
-            to switch off where there are none.
+        InputError: nothing to sample, a temperature below 0, a top_p outside (0, 1], a prompt without tokens, a
+            tokenizer without EOS, adapters to switch off where there are none.
     """
     _check(model, tokenizer, prompts, n, temperature, max_new_tokens, reference)
-    encoded = [list(tokenizer(prompt, truncation=False)["input_ids"]) for prompt in prompts]
+    if not 0.0 < top_p <= 1.0:
+        raise InputError("bad top_p", expected="a number in (0, 1]", found=top_p)
+    encoded = [
+        list(tokenizer(prompt, truncation=False)["input_ids"]) if isinstance(prompt, str) else list(prompt)
+        for prompt in prompts
+    ]
     if (empty := next((i for i, ids in enumerate(encoded) if not ids), None)) is not None:
         raise InputError("a prompt without tokens", where=f"prompt {empty}")
-    uniform = torch.rand(
-        len(prompts), n, max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
+    uniform = _uniform(len(prompts), n, max_new_tokens, seed)
+    final = sorted({int(tokenizer.eos_token_id), *ends})
     # The reference's logits of whole responses exist at once; a large vocabulary needs smaller batches.
     rows = min(batch_size, _LOGITS_BYTES // (4 * max_new_tokens * len(tokenizer)))
     per_batch = max(1, rows // n)
@@ -98,26 +108,25 @@ def sample(
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
         inputs, mask = _left_padded([encoded[i] for i in chosen], pad_id(tokenizer), _device(model))
-        drawn, logps[chosen] = _draw(model, tokenizer, inputs, mask, uniform[chosen], temperature)
+        drawn, logps[chosen] = _draw(model, tokenizer, inputs, mask, uniform[chosen], temperature, top_p, final)
         for row, i in enumerate(chosen):
             tokens[i] = drawn[row * n : (row + 1) * n]
         if ref_logps is not None:
             with _referring(model, reference) as ref_model:
                 ref_logps[chosen] = _score(ref_model, inputs, mask, drawn, n, pad_id(tokenizer))
-    eos = tokenizer.eos_token_id
     return Samples(
         texts=[[str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in some] for some in tokens],
         tokens=tokens,
         logps=logps,
         ref_logps=ref_logps,
-        cut=torch.tensor([[ids[-1] != eos for ids in some] for some in tokens]),
+        cut=torch.tensor([[ids[-1] not in final for ids in some] for some in tokens]),
     )
 
 
 def _check(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[list[int]],
     n: int,
     temperature: float,
     max_new_tokens: int,
@@ -139,6 +148,14 @@ def _check(
         raise InputError(
             "bad reference", expected='a model, or "adapters off" for a PEFT model', found=f"{reference!r}"
         )
+
+
+def _uniform(count: int, n: int, longest: int, seed: int | Sequence[int]) -> Tensor:
+    """(P, n, T) numbers that decide the draws."""
+    if isinstance(seed, int):
+        return torch.rand(count, n, longest, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    generators = [torch.Generator().manual_seed(one) for one in seed]
+    return torch.stack([torch.rand(n, longest, dtype=torch.float64, generator=one) for one in generators])
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -165,11 +182,14 @@ def _draw(
     mask: Tensor,
     uniform: Tensor,
     temperature: float,
+    top_p: float,
+    final: list[int],
 ) -> tuple[list[list[int]], Tensor]:
     """Responses to left-padded prompts, P·n lists of token ids, and their (P, n) log-probabilities at temperature 1."""
     n, longest = uniform.shape[1:]
     eos = int(tokenizer.eos_token_id)
     uniform = uniform.flatten(0, 1).to(prompts.device)
+    ends = torch.tensor(final, device=prompts.device)
     with frozen(model):
         logits, cache, mask = _read(model, prompts, mask, n)
         position = mask.sum(1, keepdim=True)
@@ -177,11 +197,11 @@ def _draw(
         logps = torch.zeros(len(mask), dtype=torch.float64, device=prompts.device)
         unfinished = torch.ones(len(mask), dtype=torch.bool, device=prompts.device)
         for t in range(longest):
-            token = torch.where(unfinished, _choose(logits, uniform[:, t], temperature), eos)
+            token = torch.where(unfinished, _choose(logits, uniform[:, t], temperature, top_p), eos)
             logp = logits.log_softmax(-1).gather(1, token[:, None]).squeeze(1)
             logps += logp.double() * unfinished
             drawn[:, t] = token
-            unfinished = unfinished & (token != eos)
+            unfinished = unfinished & ~torch.isin(token, ends)
             if t + 1 == longest or not bool(unfinished.any()):
                 break
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
@@ -193,8 +213,7 @@ def _draw(
                 use_cache=True,
             )
             logits = out.logits[:, -1].float()
-    responses = [row[: row.index(eos) + 1] if eos in row else row for row in drawn.tolist()]
-    return responses, logps.view(-1, n).cpu()
+    return [_to_its_end(row, final) for row in drawn.tolist()], logps.view(-1, n).cpu()
 
 
 def _read(model: nn.Module, prompts: Tensor, mask: Tensor, n: int) -> tuple[Tensor, Any, Tensor]:
@@ -207,12 +226,24 @@ def _read(model: nn.Module, prompts: Tensor, mask: Tensor, n: int) -> tuple[Tens
     return out.logits[:, -1].float().repeat_interleave(n, 0), cache, mask.repeat_interleave(n, 0)
 
 
-def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+def _to_its_end(row: list[int], final: list[int]) -> list[int]:
+    """Tokens up to the first that ends a response."""
+    return row[: next((i for i, token in enumerate(row) if token in final), len(row)) + 1]
+
+
+def _choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
     """(R,) tokens: the first whose cumulative probability exceeds the row's uniform number."""
     if temperature == 0:
         return logits.argmax(-1)
     # float64: in float32 the cumulative sum of a large vocabulary ends visibly short of 1
-    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    probability = (logits.double() / temperature).softmax(-1)
+    if top_p < 1.0:
+        ordered, order = probability.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered  # the most probable token always stays
+        probability = probability.masked_fill(
+            torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p), 0.0
+        )
+    cumulative = probability.cumsum(-1)
     bound = uniform[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, bound, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
 

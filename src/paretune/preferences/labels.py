@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from paretune.errors import InputError
 from paretune.preferences.source import Pair, Verdict
@@ -95,8 +94,3 @@ def first_opinion(parts: Sequence[tuple[Verdict, Labels]], count: int) -> Verdic
 def weighted_sum(parts: Sequence[tuple[Verdict, float]], count: int) -> Verdict:
     """Σ w·s of the parts' scores (win rates of comparisons); NaN where one of them is."""
     return Verdict(tuple(sum(weight * verdict.scores[k] for verdict, weight in parts) for k in range(count)))
-
-
-def known_share(labels: Mapping[Pair, Any], count: int) -> float:
-    """Share of the pairs of `count` responses that have a label."""
-    return len(labels) / max(count * (count - 1) // 2, 1)

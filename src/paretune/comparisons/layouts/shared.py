@@ -14,7 +14,7 @@ from typing import Any
 from paretune.comparisons.rows import BadRow
 from paretune.comparisons.sources import Item
 
-PAIR_CHOICES = ("all", "best-worst", "pareto", "conflict")
+PAIR_CHOICES = ("all", "best-worst", "overall-best-worst", "pareto", "conflict")
 CHOSEN = "chosen"  # the label of a layout that only says which response is the better one
 
 
@@ -118,32 +118,61 @@ def scored_rows(
 
 
 def choose_pairs(
-    scores: Mapping[str, Sequence[float | None]], count: int, options: LayoutOptions, key: Any
+    scores: Mapping[str, Sequence[float | None]],
+    count: int,
+    options: LayoutOptions,
+    key: Any,
+    labels: Mapping[str, Mapping[tuple[int, int], float]] | None = None,
 ) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of `count` responses.
 
-    all: every pair. best-worst: for each objective its best against its worst. pareto: one response is at least as good
-    for every objective and better for one. conflict: two objectives disagree about the pair.
+    all: every pair. best-worst: for each objective its best against its worst. overall-best-worst: the best against the
+    worst by the mean over objectives of the rank that each gives a response. pareto: one response is at least as good
+    for every objective and better for one. conflict: two objectives disagree about the pair. Of equally good
+    responses the first is the best, of equally bad ones the last the worst.
+
+    Args:
+        labels: {objective: {pair: probability that i is preferred}}; None: they follow from the scores' differences.
     """
 
     def signs(pair: tuple[int, int]) -> tuple[float, ...]:
-        labels = (preference(values[pair[0]], values[pair[1]]) for values in scores.values())
-        return tuple(0.0 if label is None else 2 * label - 1 for label in labels)
+        if labels is None:
+            known = [preference(values[pair[0]], values[pair[1]]) for values in scores.values()]
+        else:
+            known = [given.get(pair) for given in labels.values()]
+        return tuple(0.0 if label is None or label == 0.5 else math.copysign(1.0, label - 0.5) for label in known)
 
     pairs = list(itertools.combinations(range(count), 2))
-    if options.pairs == "best-worst":
-        wanted = set()
-        for values in scores.values():
-            known = [(value, -index) for index, value in enumerate(values) if value is not None]
-            if known and max(known)[0] > min(known)[0]:
-                best, worst = -max(known)[1], -min(known)[1]
-                wanted.add((min(best, worst), max(best, worst)))
+    if options.pairs in ("best-worst", "overall-best-worst"):
+        columns = list(scores.values()) if options.pairs == "best-worst" else [_mean_ranks(scores, count)]
+        wanted = {_best_worst(values) for values in columns}
         pairs = [pair for pair in pairs if pair in wanted]
     elif options.pairs == "pareto":
         pairs = [pair for pair in pairs if (s := set(signs(pair))) - {0.0} and len(s - {0.0}) == 1]
     elif options.pairs == "conflict":
         pairs = [pair for pair in pairs if {1.0, -1.0} <= set(signs(pair))]
     return cap_pairs(pairs, signs, options, key)
+
+
+def _best_worst(values: Sequence[float | None]) -> tuple[int, int] | None:
+    """The pair of the best and the worst; None where all are equal or unknown."""
+    known = [(value, -index) for index, value in enumerate(values) if value is not None]
+    if not known or max(known)[0] == min(known)[0]:
+        return None
+    best, worst = -max(known)[1], -min(known)[1]
+    return min(best, worst), max(best, worst)
+
+
+def _mean_ranks(scores: Mapping[str, Sequence[float | None]], count: int) -> list[float | None]:
+    """(count,) the mean over objectives of each response's share of the others that it beats (ties half)."""
+    ranks: list[list[float]] = [[] for _ in range(count)]
+    for values in scores.values():
+        known = [value for value in values if value is not None]
+        for rank, value in zip(ranks, values, strict=True):
+            if value is not None and len(known) > 1:
+                below = sum(other < value for other in known) + (known.count(value) - 1) / 2
+                rank.append(below / (len(known) - 1))
+    return [sum(rank) / len(rank) if rank else None for rank in ranks]
 
 
 def cap_pairs(

@@ -1,0 +1,137 @@
+"""What is to be labelled: prompts with several responses, or comparisons that may carry labels of people already."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from paretune.comparisons.layouts import LAYOUTS, LayoutOptions, recognise
+from paretune.comparisons.rows import BadRow, Text, clean_row, text_of
+from paretune.comparisons.sources import Item, list_sources, open_source
+from paretune.errors import InputError
+from paretune.preferences.labels import Labels
+
+_GIVEN = "labels that came with the rows"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A prompt and K responses to it.
+
+    Args:
+        where: the place it was read from.
+        responses: all different.
+        columns: the row's other columns, `reference` among them.
+        given: {objective: labels of pairs} that came with a comparison; nothing overrides them.
+        is_pair: a comparison: its pair is kept whatever pairs are chosen.
+    """
+
+    where: str
+    prompt: Text
+    responses: tuple[Text, ...]
+    columns: Mapping[str, Any]
+    given: Mapping[str, Labels] = field(default_factory=dict)
+    is_pair: bool = False
+
+
+def read_candidates(
+    data: Any, *, on_bad_row: str = "error", take: int | None = None, max_words: int | None = None
+) -> tuple[list[Candidates], Counter[str]]:
+    """All candidates of a file, hub id or list of rows, and counts of what was left out.
+
+    Rows hold `prompt` and `responses`, or are comparisons in any layout that `read_comparisons` knows.
+
+    Args:
+        max_words: responses of more words (at white space) are left out; a comparison with one is, too.
+
+    Raises:
+        InputError: data that cannot be read, a bad row (with on_bad_row "error"), nothing that can be compared.
+    """
+    if on_bad_row not in ("error", "skip"):
+        raise InputError("bad on_bad_row", expected="error or skip", found=on_bad_row)
+    if max_words is not None and max_words < 1:
+        raise InputError("bad max_words", expected="a positive whole number", found=max_words)
+    counts: Counter[str] = Counter()
+    found: list[Candidates] = []
+    for source in list_sources(data, "auto"):
+        records = open_source(source, split=source.split or "train", streaming=False)
+        for where, record in itertools.islice(records, take):
+            counts["rows read"] += 1
+            try:
+                if isinstance(record, BadRow):
+                    raise record
+                rows = [_responses(where, record)] if "responses" in record else list(_comparison(where, record))
+                found += [row for row in (_usable(row, max_words, counts) for row in rows) if row is not None]
+            except BadRow as bad:
+                if on_bad_row == "error":
+                    raise bad.to_input_error(where, "(on_bad_row: skip leaves bad rows out and counts them.)") from None
+                counts["bad rows left out"] += 1
+    if not found:
+        found_instead = "; ".join(f"{count} x {what}" for what, count in counts.items())
+        expected = "prompts with at least two different responses"
+        raise InputError("nothing to label", expected=expected, found=found_instead or "no row")
+    return found, counts
+
+
+def _responses(where: str, record: Mapping[str, Any]) -> Candidates:
+    responses = record["responses"]
+    if not isinstance(responses, list):
+        raise BadRow("wrong type", field="responses", expected="a list of responses", found=responses)
+    prompt: Any = None
+    texts = []
+    for i, response in enumerate(responses):
+        if isinstance(response, str) and not response.strip():
+            raise BadRow("empty response", field=f"responses[{i}]", expected="some text", found=response)
+        # as one side of a comparison with itself: the checks of rows are those of responses
+        row = {"prompt": record.get("prompt"), "response_a": response, "response_b": response, "preferences": {}}
+        try:
+            cleaned = clean_row(row)
+        except BadRow as bad:
+            field = bad.field.replace("response_a", f"responses[{i}]")
+            raise BadRow(bad.problem, field=field, expected=bad.expected, found=bad.found, fix=bad.fix) from None
+        prompt = cleaned["prompt"]
+        texts.append(cleaned["response_a"])
+    columns = {key: value for key, value in record.items() if key not in ("prompt", "responses")}
+    return Candidates(where, prompt if texts else "", tuple(texts), columns)
+
+
+def _comparison(where: str, record: dict[str, Any]) -> Iterator[Candidates]:
+    layout = recognise(record, where)
+    if layout in ("helpsteer2", "thumbs", "truthfulqa"):
+        raise InputError(
+            f"rows of the {layout} layout cannot be labelled one by one",
+            where=where,
+            expected="prompt and responses, or comparisons",
+            fix="Write the responses to one prompt into one row's `responses`.",
+        )
+    one: Iterator[Item] = iter([(where, record)])
+    for _, row in LAYOUTS[layout].read(one, LayoutOptions(needs_labels=False)):
+        if isinstance(row, BadRow):
+            raise row
+        cleaned = clean_row(row)
+        given = {name: {(0, 1): label} for name, label in cleaned["preferences"].items() if label is not None}
+        own = ("prompt", "response_a", "response_b", "preferences", "count_only")
+        columns = {key: value for key, value in row.items() if key not in own and not key.startswith("preferences.")}
+        yield Candidates(
+            where, cleaned["prompt"], (cleaned["response_a"], cleaned["response_b"]), columns, given, is_pair=True
+        )
+
+
+def _usable(row: Candidates, max_words: int | None, counts: Counter[str]) -> Candidates | None:
+    """The row without repeated and long responses; None where fewer than two are left."""
+    kept: dict[str, Text] = {}
+    for response in row.responses:
+        text = text_of(response)
+        if max_words is not None and len(text.split()) > max_words:
+            counts[f"responses of more than {max_words} words left out"] += 1
+        elif text in kept:
+            counts["repeated responses left out"] += 1
+        else:
+            kept[text] = response
+    if len(kept) < 2:
+        counts["prompts with fewer than two responses left out"] += 1
+        return None
+    return Candidates(row.where, row.prompt, tuple(kept.values()), row.columns, row.given, row.is_pair)
