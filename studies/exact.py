@@ -155,9 +155,13 @@ def finished(path: Path) -> dict[str, Any]:
 
 
 def fill(path: Path | None, keys: Sequence[str], compute: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Computes the cells that are not in the file yet and appends each as it is finished; None keeps no file."""
-    cells = finished(path) if path else {}
+    """Computes the cells that are not in the file yet and appends each as it is finished; None keeps no file.
+
+    The file is read again before each cell, so several processes may fill one file with different parts of the keys.
+    """
+    cells: dict[str, Any] = {}
     for key in keys:
+        cells = finished(path) if path else cells
         if key in cells:
             continue
         cells[key] = compute(key)

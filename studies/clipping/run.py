@@ -203,6 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--develop", action="store_true", help="development seeds; writes frozen.json")
     parser.add_argument("--quick", action="store_true", help="two seeds, few steps, nothing written")
+    parser.add_argument(
+        "--part", type=int, nargs=2, metavar=("I", "N"), help="cells I, I + N, ... alone, no conclusions"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     plan = QUICK if options.quick else Plan()
@@ -220,6 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keys = [f"{m}/{world}/{start}" for m in OBJECTIVES for world in WORLDS for start in starts]
     if options.quick:
         keys = [f"2/knob 1/{starts[0]}", f"3/untuned/{starts[0]}"]
+    if options.part:
+        fill(HERE / "cells.jsonl", keys[options.part[0] :: options.part[1]], lambda key: cell(plan, frozen, key))
+        return 0
     cells = fill(None if options.quick else HERE / "cells.jsonl", keys, lambda key: cell(plan, frozen, key))
     results = {
         "command": "python studies/clipping/run.py",

@@ -311,6 +311,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--develop", action="store_true", help="development seeds; writes frozen.json")
     parser.add_argument("--quick", action="store_true", help="two seeds, few steps, nothing written")
+    parser.add_argument(
+        "--part", type=int, nargs=2, metavar=("I", "N"), help="cells I, I + N, ... alone, no conclusions"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     plan = QUICK if options.quick else Plan()
@@ -331,6 +334,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keys = [f"{w}/{v}/{o}/{s}" for w in WORLDS for v in VARIANTS for o in OPTIMIZERS for s in starts]
     if options.quick:
         keys = [keys[0], keys[-1]]
+    if options.part:
+        fill(HERE / "cells.jsonl", keys[options.part[0] :: options.part[1]], lambda key: cell(plan, frozen, key))
+        return 0
     cells = fill(None if options.quick else HERE / "cells.jsonl", keys, lambda key: cell(plan, frozen, key))
     results = {
         "command": "python studies/does_raco_win/run.py",
