@@ -7,7 +7,8 @@ Part one, time per call on conflicting gradients for m = 1 .. 16: `raco` as the 
 input checked, diagnostics included), beside line 3 alone solved by SLSQP (as CAGrad's code does: start at 1/m, 1e-8
 inside the root) and by 1,000 steps of entropic mirror descent. The ways take turns in every round, so that a busy
 moment of the machine falls on all of them; median and quartiles of one call, and the worst optimality gap relative to
-tr H. Part two, the certificate over 10,010 Grams of the test suite's zoo, m = 2 .. 12.
+tr H. Part two, time per call of every other combiner on the same Grams. Part three, the certificate over 10,010 Grams
+of the test suite's zoo, m = 2 .. 12.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from scipy.optimize import minimize as scipy_minimize
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from paretune.combine import raco  # noqa: E402
+from paretune.combine import COMBINERS, raco  # noqa: E402
 from paretune.combine.combination import checked, norm, trace  # noqa: E402
 from paretune.combine.raco import minimise  # noqa: E402
+from tests.combine.calls import facts_for  # noqa: E402
 from tests.combine.grams import MAKERS, made  # noqa: E402
 
 Array = np.ndarray
@@ -119,6 +121,28 @@ def time_part(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def rivals_part(rounds: int, sizes: tuple[int, ...] = (2, 4, 8, 16)) -> dict[str, dict[str, float]]:
+    """Median milliseconds of processor time of one call of every combiner, by the number of objectives."""
+    times: dict[str, dict[int, list[float]]] = {name: {m: [] for m in sizes} for name in COMBINERS}
+    for m in sizes:
+        cases = [
+            (torch.from_numpy(g @ g.T), torch.from_numpy(w))
+            for g, w in made("conflicting", CASES, sizes=range(m, m + 1))
+        ]
+        for _ in range(rounds):
+            for name, combiner in COMBINERS.items():
+                facts = facts_for(name, m)
+                for gram, weights in cases:
+                    start = time.thread_time_ns()
+                    combiner(gram, weights, **facts)
+                    times[name][m].append((time.thread_time_ns() - start) / 1e6)
+    rows = {name: {str(m): float(np.median(ms)) for m, ms in row.items()} for name, row in times.items()}
+    print(f"{'combiner, ms':20s}" + "".join(f"{f'm = {m}':>9s}" for m in sizes))
+    for name, row in rows.items():
+        print(f"{name:20s}" + "".join(f"{ms:9.2f}" for ms in row.values()))
+    return rows
+
+
 def certificate_part(count: int) -> dict[str, Any]:
     rng, kinds = np.random.default_rng(0), {}
     for kind in MAKERS:
@@ -180,6 +204,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print("  m " + " ".join(f"{name + ' us [quartiles]':26s}" for name in WAYS))
     results = provenance() | {"rounds": options.rounds, "cases": CASES, "c": C, "time": time_part(options.rounds)}
+    results["every_combiner_ms"] = rivals_part(max(1, options.rounds // 3))
     results["certificate"] = certificate_part(options.count)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
