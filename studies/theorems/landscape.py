@@ -86,7 +86,7 @@ def trajectories(
             last = at.copy()
         for i in np.flatnonzero(moving):
             name, options, _ = rows[i]
-            facts = {"losses": torch.from_numpy(losses[i]), "seed": step, "state": states[i]}
+            facts: dict[str, Any] = {"losses": torch.from_numpy(losses[i]), "seed": step, "state": states[i]}
             gram = torch.from_numpy(slopes[i] @ slopes[i].T)
             found = combine_labelled(find_combiner(name), gram, w, there, **facts, **options)
             update[i] = np.array(found.coefficients.tolist()) @ slopes[i]
