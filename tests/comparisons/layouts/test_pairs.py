@@ -35,6 +35,16 @@ def test_native_rows_keep_optional_fields() -> None:
     assert (made["id"], made["group"], made["reference"]) == ("3", "g", "r")
 
 
+def test_ratings_prefer_the_higher_where_no_preference_says_otherwise() -> None:
+    row = {"prompt": "p", "response_a": "a", "response_b": "b", "preferences": {"w": None, "x": 0.2}}
+    ratings = {"w": [1, 2], "x": [5, 1], "y": [3, 4.5], "z": [2, 2], "u": [None, 1], "v": None}
+    made = only([{**row, "ratings": ratings}], "native")
+    assert made["preferences"] == {"w": None, "x": 0.2, "y": 0.0, "z": 0.5, "u": None, "v": None}
+    for bad in ([1, 2], {"x": 3}, {"x": [1, 2, 3]}, {"x": [1, "high"]}):
+        with pytest.raises(InputError, match="ratings"):
+            read_comparisons([{**row, "ratings": bad}])
+
+
 def test_a_row_column_can_hold_an_objectives_labels() -> None:
     row = {"prompt": "p", "response_a": "a", "response_b": "b", "preferences": {}, "judge_7": "b"}
     made = only([row], "native", objectives=[Objective("faithful", labels="judge_7")])

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from paretune.comparisons.layouts.shared import CHOSEN, LayoutOptions, carried, each, need
+from paretune.comparisons.layouts.shared import CHOSEN, LayoutOptions, carried, each, need, number_or_none, preference
 from paretune.comparisons.rows import BadRow
 from paretune.comparisons.sources import Item
 
@@ -20,15 +20,29 @@ _SIDES = (str, list)
 
 
 def native(records: Iterator[Item], options: LayoutOptions) -> Iterator[Item]:
-    """Our own rows. A table may spell preferences as columns `preferences.<objective>` or as JSON text."""
+    """Our own rows. A table may spell preferences as columns `preferences.<objective>` or as JSON text. Where an
+    objective has no preference but `ratings`, [of a, of b], the higher one is preferred."""
 
     def make(record: dict[str, Any]) -> list[dict[str, Any]]:
-        labels = _given_labels(record, options)
+        labels = {**_rated(record.get("ratings")), **_given_labels(record, options)}
         if not labels and options.needs_labels and record.get("preferences") is None:
             raise BadRow("missing field", field="preferences", expected="{objective: label}", found=sorted(record))
         return [{**record, "preferences": labels}]
 
     return each(records, make)
+
+
+def _rated(ratings: Any) -> dict[str, float | None]:
+    """Labels from ratings of both sides."""
+    expected = "{objective: [rating of a, rating of b]}"
+    if ratings is not None and not isinstance(ratings, Mapping):
+        raise BadRow("wrong type", field="ratings", expected=expected, found=ratings)
+    labels = {}
+    for name, both in (ratings or {}).items():
+        if both is not None and not (isinstance(both, list | tuple) and len(both) == 2):
+            raise BadRow("bad ratings", field=f"ratings.{name}", expected="[of a, of b]", found=both)
+        labels[name] = preference(*(number_or_none(value, f"ratings.{name}") for value in both or (None, None)))
+    return labels
 
 
 def _given_labels(record: Mapping[str, Any], options: LayoutOptions) -> dict[str, Any]:
