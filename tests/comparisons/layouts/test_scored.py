@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from paretune.comparisons.formats import read_comparisons
+from paretune.comparisons.layouts import LayoutOptions
+from paretune.comparisons.layouts.shared import choose_pairs
 from paretune.errors import InputError
 from paretune.objectives import Objective
 
@@ -157,3 +159,21 @@ def test_thumbs_are_paired_within_a_prompt() -> None:
         read_comparisons([thumb("p", "a", True), thumb("q", "b", False)])
     with pytest.raises(InputError, match="true or false"):
         read_comparisons([{**thumb("p", "a", True), "label": "yes"}])
+
+
+def test_overall_best_and_worst_by_mean_rank() -> None:
+    """Ranks, so that an objective with large numbers does not decide alone; unknown scores have no say."""
+    scores = {"x": [1.0, 2.0, 3.0, 4.0], "y": [900.0, 100.0, 800.0, 1.0], "z": [None, None, 5.0, 5.0]}
+    options = LayoutOptions(pairs="overall-best-worst")
+    # mean ranks: (0 + 1)/2, (1/3 + 1/3)/2, (2/3 + 2/3 + 1/2)/3, (1 + 0 + 1/2)/3
+    assert choose_pairs(scores, 4, options, "p") == [(1, 2)]
+    assert choose_pairs({"x": [1.0, 1.0]}, 2, options, "p") == []
+    assert choose_pairs({"x": [1.0, 3.0, 1.0, 3.0]}, 4, options, "p") == [(1, 2)]
+
+
+def test_pairs_by_labels_that_are_given() -> None:
+    """A judge's labels or thresholds say which pairs conflict, whatever the scores' differences are."""
+    scores = {"x": [1.0, 2.0, 3.0], "y": [3.0, 2.0, 1.0]}
+    labels = {"x": {(0, 1): 0.5, (0, 2): 0.1}, "y": {(0, 1): 1.0, (0, 2): 0.9}}
+    for pairs, expected in (("conflict", [(0, 2)]), ("pareto", [(0, 1)]), ("best-worst", [(0, 2)])):
+        assert choose_pairs(scores, 3, LayoutOptions(pairs=pairs), "p", labels) == expected
