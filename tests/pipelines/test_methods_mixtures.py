@@ -106,9 +106,12 @@ def test_parts_are_gone_on_with_and_never_trained_twice(souped: Path, model: str
     assert all(bool((one[key] == other[key]).all()) for key in one)
 
 
-def test_adapters_are_souped_by_what_they_add(model: str, tmp_path: Path) -> None:
+def test_adapters_are_souped_by_what_they_add(souped: Path, model: str, tmp_path: Path) -> None:
+    """In the folder of a soup of whole models, of which nothing may stay."""
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    run_method(asked(model, tmp_path / "exact", "soup", peft_config=lora))
+    shutil.copytree(souped, tmp_path / "exact" / "run")
+    run_method(asked(model, tmp_path / "exact", "soup", peft_config=lora, overwrite=True))
+    assert not (tmp_path / "exact" / "run" / "model.safetensors").exists()
     singles = _singles(tmp_path / "exact" / "run")
     linear = asked(model, tmp_path / "linear", "soup", peft_config=lora, singles=singles)
     run_method(replace(linear, method_options={"lora": "linear"}))

@@ -14,23 +14,23 @@ from paretune.policy.loading import load_tokenizer
 from paretune.policy.mixed import mixed_policy
 from paretune.policy.soups import KINDS, check_parts, soup, write_soup
 from paretune.training.record import RunRecord, write_json
-from paretune.training.rundir import run_record
+from paretune.training.rundir import clear, run_record
 
 PARTS = "mixture.json"
 
 
 def train_soup(request: Request) -> None:
     """One run per objective, then their interpolation at the weights asked for."""
-    _train(request, lora=str(request.option("lora", "exact")))
-    parts, weights = _parts(request.directory), list(request.weights.values())
-    write_soup(list(parts.values()), weights, str(request.directory), lora=str(request.option("lora", "exact")))
-    _finish(request)
+    lora = str(request.option("lora", "exact"))
+    parts = _train(request, lora=lora)
+    if request.args.process_index == 0:
+        write_soup(list(parts.values()), list(request.weights.values()), str(request.directory), lora=lora)
+    _finish(request, parts)
 
 
 def train_mod(request: Request) -> None:
     """One run per objective; what is left is a list of them."""
-    _train(request)
-    _finish(request)
+    _finish(request, _train(request))
 
 
 def load_soup(directory: Path, weights: Mapping[str, float] | None) -> Outcome:
@@ -76,10 +76,16 @@ def _place(name: str) -> str:
     return os.path.realpath(path) if os.path.exists(path) else name
 
 
-def _train(request: Request, **kept: Any) -> None:
+def _train(request: Request, **kept: Any) -> dict[str, str]:
+    """Objective -> the directory of its part, trained or given; the list of them is written beside `kept`."""
+    first = request.args.process_index == 0
+    if first and request.overwrite and not request.resume:
+        clear(str(request.directory))  # an adapter of an earlier run would change what is loaded
     parts = {o.name: single_run(request, o.name) for o in request.objectives}
     inside = {name: _relative(directory, request.directory) for name, directory in parts.items()}
-    write_json(request.directory / PARTS, {"parts": inside, **kept})
+    if first:
+        write_json(request.directory / PARTS, {"parts": inside, **kept})
+    return parts
 
 
 def _relative(directory: str, of: Path) -> str:
@@ -88,14 +94,14 @@ def _relative(directory: str, of: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def _finish(request: Request) -> None:
+def _finish(request: Request, parts: Mapping[str, str]) -> None:
     """The run's record: the parts have those of their trainings."""
     record = RunRecord(request.args, list(request.objectives), list(request.objectives))
     record.given(request.model, request.ref_model, request.peft_config, request.train_dataset, request.eval_dataset,
                  dict(request.data_options), dict(request.model_options))  # fmt: skip
     record.content["settings"] |= request.settings
     record.content["method"] = described(request)
-    record.begin(request.args, {"parts": _kept(request.directory)["parts"]})
+    record.begin(request.args, {"parts": dict(parts)})
     record.end(request.args, "finished", {})
 
 
