@@ -23,6 +23,7 @@ from paretune import Objective, RACOConfig, RACOTrainer
 from paretune.cli.main import main
 from paretune.comparisons.formats import read_comparisons
 from paretune.comparisons.layouts import LAYOUTS
+from paretune.preferences.rule_source import TEXT_RULES
 from tests.models_made import make_model
 from tests.tokenizers_made import chatml
 
@@ -102,6 +103,13 @@ def test_the_examples_of_the_data_page_run(folder: Path) -> None:
     assert shown == set(LAYOUTS) - {"truthfulqa"}, "each layout has an example (truthfulqa needs two files)"
     named = page.read_text(encoding="utf-8")
     assert all(f"**`{name}`**" in named for name in set(LAYOUTS) - {"native"})
+
+
+def test_the_examples_of_the_labelling_page_run(folder: Path) -> None:
+    page = ROOT / "docs" / "labelling.md"
+    assert run_page(page, folder) > 10
+    rules = set(re.findall(r"^\| `(\w+)`(?:, `(\w+)`)?", page.read_text(encoding="utf-8").split("### Rules")[1], re.M))
+    assert set(TEXT_RULES) <= {name for found in rules for name in found}, "each rule has a line"
 
 
 METRICS = ROOT / "docs" / "metrics.md"
