@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from paretune.combine import COMBINERS
 from paretune.errors import InputError
 from paretune.evaluation.sample import sample
 from paretune.objectives import Objective
-from paretune.pipelines.methods import METHODS, Request, check_method, load_outcome, run_method
+from paretune.pipelines.methods import METHODS, Request, check_method, find_method, load_outcome, run_method
 from paretune.pipelines.methods.contract import single_run
 from tests.cli.made import save_model, saved_weights
 from tests.runs_made import made_text_rows, small_config
@@ -37,9 +39,30 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def test_every_combiner_is_a_method_that_sets_it() -> None:
-    for name in COMBINERS:
-        assert METHODS[name].settings["combiner"] == name
+    for name in [*COMBINERS, "torchjd:UPGrad"]:
+        assert find_method(name).settings == {"combiner": name}
+        assert find_method(name).title
     assert not METHODS["mgda"].uses_weights
+    assert "replay" not in METHODS, "a control of studies"
+
+
+def test_every_method_is_on_its_page() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert [name for name in METHODS if f"\n| `{name}` |" not in page] == []
+
+
+def test_methods_without_weights_ignore_them() -> None:
+    """What a front trains once for all weightings must not depend on them (but GAPO's length, a weighted mean)."""
+    gram = torch.tensor([[2.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
+    for name in set(METHODS) & set(COMBINERS):
+        parameters, found = inspect.signature(COMBINERS[name]).parameters, []
+        for weights in ([0.3, 0.7], [0.6, 0.4]):
+            more = {"losses": torch.tensor([0.6, 0.8], dtype=torch.float64), "seed": 1, "state": {}}
+            taken = {key: value for key, value in more.items() if key in parameters}
+            combined = COMBINERS[name](gram, torch.tensor(weights, dtype=torch.float64), **taken)
+            found.append(combined.coefficients)
+        found = [coefficients / coefficients.sum() for coefficients in found]
+        assert torch.allclose(found[0], found[1]) is not METHODS[name].uses_weights, name
 
 
 def test_a_method_leaves_a_run_that_names_it_and_answers(model: str, tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretune.comparisons.formats import read_comparisons
 from paretune.errors import InputError
 from paretune.losses import LogProbs, batch_losses
 from paretune.objectives import Objective
-from paretune.pipelines.methods import METHODS, Request, check_method, run_method
+from paretune.pipelines.methods import METHODS, Request, check_method, load_outcome, run_method
 from paretune.pipelines.methods.contract import single_run
 from paretune.pipelines.methods.filters import agreeing, front_pairs
 from paretune.pipelines.methods.modpo import implicit_gaps, scores_of
@@ -174,13 +175,15 @@ def first_lines(*folders: Path) -> list[str]:
     return [(folder / "history.jsonl").read_text().splitlines()[0] for folder in folders]
 
 
-def test_implicit_rewards_are_beta_times_the_log_ratio(model: str, tmp_path: Path) -> None:
-    request = asked(model, tmp_path, "modpo", config={"learning_rate": 1e-2})
+@pytest.mark.parametrize("lora", [False, True])
+def test_implicit_rewards_are_beta_times_the_log_ratio(lora: bool, model: str, tmp_path: Path) -> None:
+    adapter = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    request = asked(model, tmp_path, "modpo", config={"learning_rate": 1e-2}, peft_config=adapter)
     directory = single_run(request, "concise")
     rows, _ = read_comparisons(made_text_rows(5), objectives=OBJECTIVES)
     gaps = implicit_gaps(request, OBJECTIVES[1], directory)(rows)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    trained, start = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (directory, model))
+    start, trained = AutoModelForCausalLM.from_pretrained(model).eval(), load_outcome(directory).model
 
     def logp(policy: Any, prompt: str, response: str) -> float:
         head = tokenizer(prompt)["input_ids"]

@@ -27,7 +27,7 @@ from paretune.pipelines.methods.cpo import CPO
 from paretune.pipelines.methods.filters import FILTERS
 from paretune.pipelines.methods.mixtures import MIXTURES
 from paretune.pipelines.methods.modpo import MODPO
-from paretune.pipelines.methods.plain import PLAIN, combiner_method
+from paretune.pipelines.methods.plain import CONTROLS, PLAIN, combiner_method
 from paretune.training.config import RACOConfig
 from paretune.training.rundir import run_record
 
@@ -43,14 +43,14 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: str) -> Method:
-    """The method of that name; "torchjd:NAME" is one too.
+    """The method of that name; "torchjd:NAME", and combiners that are controls, count too.
 
     Raises:
         InputError: there is none.
     """
     if name in METHODS:
         return METHODS[name]
-    if name.startswith(PREFIX):
+    if name in CONTROLS or name.startswith(PREFIX):
         return combiner_method(name)
     near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
     fix = f"Did you mean {near[0]!r}?" if near else ""

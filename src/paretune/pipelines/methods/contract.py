@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -247,6 +248,7 @@ def train_part(request: Request, train: Callable[[Request], None] = train_one) -
         raise InputError("a part trained with other settings is there", where=str(request.directory), fix=fix)
     if there.get("status") != "finished":
         train(request)
+        gc.collect()  # a trainer refers to itself, and its model would stay beside the next one
     return str(request.directory)
 
 

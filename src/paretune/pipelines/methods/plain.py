@@ -10,7 +10,9 @@ from paretune.errors import InputError
 from paretune.pipelines.methods.contract import Method, Request, changed_args, train_one
 
 # Combiners that ignore the weights: one run serves every weighting.
-WEIGHTLESS = {"mgda", "mgda_decoupled", "gapo", "cagrad_uniform", "imtl_g", "famo", "replay"}
+WEIGHTLESS = {"mgda", "mgda_decoupled", "gapo", "cagrad_uniform", "imtl_g", "famo"}
+# Combiners that are controls of studies: runs, but nothing to compare as a method.
+CONTROLS = {"random_correction", "replay"}
 
 
 def combiner_method(name: str) -> Method:
@@ -48,7 +50,7 @@ def train_single(request: Request) -> None:
 
 
 PLAIN: dict[str, Method] = {
-    **{name: combiner_method(name) for name in COMBINERS},
+    **{name: combiner_method(name) for name in COMBINERS if name not in CONTROLS},
     "dpo-lw": Method(
         title="weighted-loss DPO: one DPO loss per objective, summed with the weights; the same as linear",
         source="arXiv 2602.02495, section 5 (DPO LW)",
