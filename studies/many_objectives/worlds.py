@@ -96,10 +96,10 @@ def worth(points: Tensor, target: Target) -> dict[str, float]:
     return shares | {name: volume(points.numpy(), at).value / most for name, (at, most) in target.corners.items()}
 
 
-def read_at(trace: Trace, worlds: Sequence[Bandit], level: float) -> Tensor:
-    """(S, R, M): held-out rewards where each run first is at that KL; NaN where it does not get there."""
+def read_at(trace: Trace, worlds: Sequence[Bandit], levels: Sequence[float]) -> dict[float, Tensor]:
+    """Level of KL -> (S, R, M): held-out rewards where each run first is there; NaN where it does not get there."""
     rewards, kl = held_out(worlds, trace.theta)
-    return at_divergence(rewards, kl, level)
+    return {level: at_divergence(rewards, kl, level) for level in levels}
 
 
 def gradient_cosines(worlds: Sequence[Bandit], data: Sequence[Comparisons], theta: Tensor) -> Tensor:

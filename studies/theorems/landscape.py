@@ -86,9 +86,9 @@ def trajectories(
             last = at.copy()
         for i in np.flatnonzero(moving):
             name, options, _ = rows[i]
-            facts: dict[str, Any] = {"losses": torch.from_numpy(losses[i]), "seed": step, "state": states[i]}
+            given: dict[str, Any] = {**options, "losses": torch.from_numpy(losses[i]), "seed": step, "state": states[i]}
             gram = torch.from_numpy(slopes[i] @ slopes[i].T)
-            found = combine_labelled(find_combiner(name), gram, w, there, **facts, **options)
+            found = combine_labelled(find_combiner(name), gram, w, there, **given)
             update[i] = np.array(found.coefficients.tolist()) @ slopes[i]
         first, second = 0.9 * first + 0.1 * update, 0.999 * second + 0.001 * update**2
         scale = math.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
