@@ -18,7 +18,14 @@ from paretune.gradients import GradientStack, RowLayers, trainable_parameters
 from paretune.losses import LogProbs, batch_losses
 from paretune.objectives import Objective
 from paretune.pipelines.methods import Request, check_method, contract, load_outcome, run_method
-from paretune.pipelines.methods.amopo import confidence, copied, copy_losses, general_labels
+from paretune.pipelines.methods.amopo import (
+    confidence,
+    copied,
+    copy_losses,
+    dimension_instruction,
+    general_instruction,
+    general_labels,
+)
 from tests.cli.made import save_model, write_jsonl
 from tests.runs_made import made_text_rows, small_config
 
@@ -161,6 +168,10 @@ def test_amopo_runs_says_how_it_is_asked_and_takes_scores(model: str, tmp_path: 
     lines = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert all(math.isfinite(line["loss/helpful"]) for line in lines if "loss" in line)
     outcome = load_outcome(tmp_path / "run")
+    sandbox = asked(model, tmp_path / "w", "amopo", method_options={"words": {"helpful": "big", "concise": "red"}})
+    assert general_instruction(sandbox.method_options, ["helpful", "concise"]) == "big red "
+    assert dimension_instruction(sandbox.method_options, "concise") == "red "
+    check_method(sandbox)
     assert outcome.prepare("once") == "Answer well in every one of these respects: helpful, concise.\nonce"
 
 
@@ -186,8 +197,10 @@ def test_the_static_form_is_a_sum_of_per_token_losses(
         ({"dimension": "Be good.\n"}, "names nothing"),
         ({"dimension": "{dimension} {score}\n"}, "an instruction with {score}"),
         ({"scores": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"words": {"helpful": "big"}}, "bad words"),
+        ({"words": {"helpful": "big", "concise": "big"}, "general": "big "}, "writes different conditions alike"),
     ],
 )
-def test_amopo_says_what_it_lacks(options: Any, message: str, tmp_path: Path) -> None:
+def test_amopo_says_what_it_lacks(options: Any, message: str, model: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        check_method(asked("m", tmp_path, "amopo", method_options=options))
+        check_method(asked(model, tmp_path, "amopo", method_options=options))

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from paretune.comparisons.columns import labels, stretches
-from paretune.comparisons.conditions import prefixed
+from paretune.comparisons.conditions import check_prefix, prefixed
 from paretune.comparisons.rows import text_of
 from paretune.comparisons.tokens import tokenize_comparisons
 from paretune.errors import InputError
@@ -152,17 +152,14 @@ class Copies:
                 changed = self._behind(rows, dimension)
                 tokens, _ = tokenize_comparisons(changed, tokenizer, self.names, max_length=request.args.max_length)
                 self.tables.append((tokens, {row: place for place, row in enumerate(tokens["index"][:])}))
-        instruction = general_instruction(self.request)
+        instruction = general_instruction(self.request.method_options, self.names)
         return rows.map(lambda prompt: {"prompt": prefixed(prompt, instruction)}, input_columns="prompt")
 
     def _behind(self, rows: Dataset, dimension: str) -> Dataset:
-        text, table = str(self.request.option("dimension", SCORED if self.scores else DIMENSION)), {}
-        if self.scores:
-            table = self.scores[dimension]
+        text, table = dimension_instruction(self.request.method_options, dimension), self.scores.get(dimension, {})
 
         def change(row: dict[str, Any]) -> dict[str, Any]:
-            instruction = text.replace("{dimension}", dimension)
-            label = row["preferences"][dimension]
+            instruction, label = text, row["preferences"][dimension]
             if table and label is not None:
                 side = "response_a" if label >= 0.5 else "response_b"
                 score = table.get((text_of(row["prompt"]), text_of(row[side])))
@@ -183,9 +180,18 @@ class Copies:
         return copied(row, others, (float(self.general[0][index]), int(self.general[1][index])))
 
 
-def general_instruction(request: Request) -> str:
-    names = ", ".join(o.name for o in request.objectives)
-    return str(request.option("general", GENERAL)).replace("{dimensions}", names)
+def general_instruction(options: Mapping[str, Any], names: Sequence[str]) -> str:
+    """What stands before a prompt that all dimensions are to be served in; with `words`, these alone by default."""
+    words = options.get("words")
+    text = str(options.get("general") or ("{dimensions} " if words else GENERAL))
+    return text.replace("{dimensions}", " ".join(words[n] for n in names) if words else ", ".join(names))
+
+
+def dimension_instruction(options: Mapping[str, Any], name: str) -> str:
+    """What stands before a dimension's copies; {score}, where scores are given, is still to be filled in."""
+    words = options.get("words")
+    default = "{dimension} " if words else SCORED if options.get("scores") else DIMENSION
+    return str(options.get("dimension") or default).replace("{dimension}", words[name] if words else name)
 
 
 class AMoPOTrainer(RACOTrainer):
@@ -252,7 +258,13 @@ def check(request: Request) -> list[str]:
         raise InputError("an instruction that names nothing", where="amopo dimension", expected="{dimension} in it")
     if "{score}" in str(text) and request.option("scores") is None:
         raise InputError("an instruction with {score}", where="amopo dimension", fix="Give the file: scores.")
+    names, words = [o.name for o in request.objectives], request.option("words")
+    if words is not None and not (isinstance(words, Mapping) and set(words) == set(names)):
+        raise InputError("bad words", where="amopo words", expected="one for every objective", found=words)
     copies = Copies(request)  # reads the scores
+    texts = [dimension_instruction(request.method_options, name) for name in names]
+    texts = [text.replace("{score}", "") for text in texts]
+    check_prefix([general_instruction(request.method_options, names), *texts], load_tokenizer(request.model))
     scored = ", with scores" if copies.scores else ""
     return [f"one training; every pair {len(copies.names) + 1} times: for all dimensions, and for each{scored}"]
 
@@ -283,8 +295,7 @@ def train(request: Request) -> None:
 def load(directory: Path, weights: Mapping[str, float] | None) -> Outcome:
     """The model, asked behind the general instruction."""
     record = run_record(directory)
-    text = str(record["method"]["options"].get("general") or GENERAL)
-    instruction = text.replace("{dimensions}", ", ".join(o["name"] for o in record["objectives"]))
+    instruction = general_instruction(record["method"]["options"], [o["name"] for o in record["objectives"]])
     found = load_model(directory)
     return replace(found, prepare=lambda prompt: prefixed(prompt, instruction))
 
@@ -311,6 +322,7 @@ AMOPO: dict[str, Method] = {
             "sft": "Weight of -log pi(preferred)/tokens, 0.",
             "general": "Instruction before all prompts, {dimensions} in it.",
             "dimension": "Instruction before a dimension's copies, {dimension} and, with scores, {score} in it.",
+            "words": "Objective -> word in place of its name, for small vocabularies; by default nothing else.",
             "scores": "File of {prompt, responses, scores: {objective: [numbers]}}: the copies name the preferred's.",
         },
     ),
