@@ -96,7 +96,7 @@ def at_divergence(values: Tensor, divergence: Tensor, level: float) -> Tensor:
 def ceiling(world: Bandit, weights: Tensor, level: float) -> Tensor:
     """Rewards (V, M) of the policies that are best for weights (V, M) among all at a KL of `level` on held-out prompts.
 
-    They are pi_ref exp(eta r_w), normalised, with eta for each w found by bisection.
+    They are pi_ref exp(eta r_w), normalised, with eta for each w found by Newton steps, halves where those overshoot.
 
     Raises:
         InputError: no policy is so far from the reference.
@@ -104,18 +104,26 @@ def ceiling(world: Bandit, weights: Tensor, level: float) -> Tensor:
     reference, rewards = world.reference[world.n_train :], world.rewards[:, world.n_train :]
     mixed = torch.einsum("vm,mxy->vxy", weights, rewards)
 
-    def tilted(eta: Tensor) -> tuple[Tensor, Tensor]:
+    def tilted(eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Probabilities, KL, and its slope in eta: eta times the variance of r_w."""
         logp = F.log_softmax(reference + eta[:, None, None] * mixed, -1)
-        return logp.exp(), (logp.exp() * (logp - reference)).sum(-1).mean(-1)
+        p = logp.exp()
+        variance = (p * mixed.square()).sum(-1) - (p * mixed).sum(-1).square()
+        return p, (p * (logp - reference)).sum(-1).mean(-1), eta * variance.mean(-1)
 
     low, high = torch.zeros(len(weights), dtype=torch.float64), torch.full((len(weights),), 1e3, dtype=torch.float64)
     if bool((tilted(high)[1] < level).any()):
         raise InputError("no policy is so far from the reference", where="level", found=level)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = tilted(middle)[1] < level
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return torch.einsum("vxy,mxy->vm", tilted(high)[0], rewards) / len(reference)
+    eta = torch.ones_like(low)
+    for _ in range(100):
+        p, found, slope = tilted(eta)
+        off = found - level
+        if bool((off.abs() <= 1e-10 * level).all()):
+            break
+        low, high = torch.where(off < 0, eta, low), torch.where(off < 0, high, eta)
+        step = eta - off / slope
+        eta = torch.where((step > low) & (step < high), step, (low + high) / 2)
+    return torch.einsum("vxy,mxy->vm", p, rewards) / len(reference)
 
 
 def reference_points(world: Bandit, best: Tensor) -> dict[str, NDArray[np.float64]]:
