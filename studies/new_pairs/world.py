@@ -28,7 +28,7 @@ from studies.many_objectives.worlds import LABELS, WORLDS
 BETA, C = 0.2, 0.4
 SIZE = 2_000  # comparisons of a file
 BATCH = 64
-# Uneven, so that a policy takes a side and can lose it again: with even ones the knobs of opposed objectives cancel out.
+# Uneven, so that a policy takes a side and can lose it again: with even ones opposed knobs cancel out.
 WEIGHTS = {m: torch.tensor(w, dtype=torch.float64) for m, w in ((2, (0.7, 0.3)), (3, (0.4, 0.2, 0.4)))}
 
 
