@@ -22,7 +22,9 @@ from paretune.evaluation.report.facts import (
     volumes,
     weight_shift,
 )
+from paretune.evaluation.report.give_way import Change, above_linear, run_changes, world_changes
 from paretune.evaluation.report.load import Run, World
+from paretune.evaluation.statistics import paired_interval
 
 SAME_POINTS = (
     "With c below 1, RACO and linear weighting with the same weights have the same stationary points: RACO can rest "
@@ -36,7 +38,9 @@ def in_short(world: World) -> list[str]:
     raco = [run for run in world.runs if run.method == "raco"]
     lines = conflict_words(conflicts(raco or world.runs, world.objectives))
     lines += raco_words(raco)
+    lines += give_way_words(world_changes(world, "raco" if raco else "linear"), "RACO" if raco else "linear weighting")
     lines += gain_words(world)
+    lines += above_linear_words(world)
     lines += difference_words(world, volumes(world))
     lines += [SAME_POINTS] if raco else []
     return lines
@@ -47,7 +51,7 @@ def run_in_short(run: Run) -> list[str]:
     lines = conflict_words(conflicts([run], run.objectives))
     if run.method == "raco":
         lines += [*raco_words([run]), SAME_POINTS]
-    return [*lines, seeds_words([run.seed])]
+    return [*lines, *give_way_words(run_changes(run), None), seeds_words([run.seed])]
 
 
 def conflict_words(found: Sequence[Conflict]) -> list[str]:
@@ -95,6 +99,46 @@ def raco_words(runs: Sequence[Run]) -> list[str]:
         text = f"RACO's effective weights stood up to {number(shift, '.2f')} from the nominal ones, "
         lines.append(text + "so equal nominal weights are not equal operating points.")
     return lines
+
+
+def give_way_words(changes: Sequence[Change], method: str | None) -> list[str]:
+    """Which objective gave way. Of a world's method the gains are of scores, of a run alone its losses' fall."""
+    if len(changes) < 2:
+        return []
+    least, most = min(changes, key=lambda c: c.gain), max(changes, key=lambda c: c.gain)
+    listed = ", ".join(f"{c.objective} {number(c.gain, '+.3f')}" for c in changes)
+    if method is None:
+        lost = [c.objective for c in changes if c.lost]
+        text = f"{' and '.join(lost)} gave way: the loss rose" if lost else "No objective gave way: every loss fell"
+        return [f"{text} from the first to the last tenth of the run (the losses fell by {listed})."]
+    text = f"At the most even weights {method} gained over the base (1: what training on an objective alone gains): "
+    if least.lost:
+        return [f"{text}{listed}. {least.objective} gave way."]
+    if least.gain < 0.5 * most.gain:
+        return [f"{text}{listed}. {least.objective} gave way the most, though it gained."]
+    return [f"{text}{listed}. No objective gave way."]
+
+
+def above_linear_words(world: World) -> list[str]:
+    """How far RACO's points lie above or below linear weighting's front at equal KL."""
+    found = above_linear(world, "raco")
+    if found is None:
+        return []
+    values = list(found.values())
+    mean = sum(values) / len(values)
+    text = (
+        f"RACO's points lay {number(abs(mean), '.3f')} {'above' if mean >= 0 else 'below'} linear weighting's front at "
+    )
+    text += "equal KL (what mixtures of its points reach; 1 is what training on one objective alone gains"
+    if len(values) < 2:
+        return [text + "; one seed, so this may be chance)."]
+    interval = paired_interval(values)
+    text += (
+        f"; 95 % interval over {interval.n} seeds {number(interval.low, '+.3f')} to {number(interval.high, '+.3f')})"
+    )
+    if interval.low <= 0 <= interval.high:
+        return [text + ": the interval contains 0, so no difference is shown."]
+    return [text + ". More weightings of linear could only raise its front: add some before this is believed."]
 
 
 def gain_words(world: World) -> list[str]:
