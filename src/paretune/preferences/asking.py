@@ -61,7 +61,7 @@ def ask(
     *,
     retry_failed: bool = False,
 ) -> list[float]:
-    """One answer per item, NaN for a failure. Equal items are asked once.
+    """One answer per item, NaN for a failure. Equal items are asked once, of a source whose answers are kept.
 
     Whatever the source answered is kept before the next batch, or as each comes where it yields them: a process that
     is killed, or a source that raises, loses no more than the calls in flight. Before each batch it is looked up
@@ -76,7 +76,8 @@ def ask(
         InputError: an answer that is no number, no probability (of a comparison), or missing.
         Exception: whatever the source raises.
     """
-    keys = [answer_key(source, item) for item in items]
+    # what is quicker to compute than to find is quicker to compute than to hash, too
+    keys = [answer_key(source, item) if source.cached else i.to_bytes(8) for i, item in enumerate(items)]
     first: dict[bytes, int] = {}
     for position, key in enumerate(keys):
         first.setdefault(key, position)

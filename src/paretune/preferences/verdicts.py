@@ -85,6 +85,8 @@ def plan(
 
 def _count(source: Source, items: list[Item], store: AnswerStore | None, retry_failed: bool) -> tuple[int, int]:
     """How many items repeat another one, and how many different ones were answered before."""
+    if not source.cached:
+        return 0, 0
     once = list({answer_key(source, item): item for item in items}.values())
     return len(items) - len(once), len(known(source, once, store, retry_failed=retry_failed))
 
