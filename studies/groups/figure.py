@@ -20,7 +20,6 @@ COLOURS = {
     "linear": "#0072b2",
     "linear-matched": "#56b4e9",
     "raco": "#d55e00",
-    "cagrad": "#e69f00",
     "pcgrad": "#009e73",
     "mgda": "#666666",
 }
@@ -31,7 +30,7 @@ def draw_rule(axes: Any, rows: list[dict[str, Any]], rule: str, sizes: list[floa
     """Each group's mean gain under one rule, a column of marks per combiner."""
     for k, (name, colour) in enumerate(COLOURS.items()):
         row = next(one for one in rows if (one["rule"], one["combiner"]) == (rule, name))
-        at = [g + (k - 2.5) * 0.12 for g in range(len(GROUPS))]
+        at = [g + (k - 2) * 0.14 for g in range(len(GROUPS))]
         axes.vlines(at, 0.0, row["gains"], color=colour, linewidth=1)
         axes.plot(at, row["gains"], "o", color=colour, markersize=5, label=name)
     axes.axhline(0.0, color="black", linewidth=0.8)
@@ -49,7 +48,7 @@ def draw(results: dict[str, Any]) -> Any:
         draw_rule(axes, rows, rule, results["plan"]["sizes"])
         axes.grid(color="#dddddd", linewidth=0.6, axis="y")
     panels[0].set_ylabel(f"gain at {level:g} nats (1: the best for that group alone)")
-    panels[1].legend(fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    panels[1].legend(fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     return figure
 
 

@@ -53,8 +53,8 @@ class Plan:
     """How much is run. `rounds` of training fit the weights of the Nash and egalitarian rules."""
 
     world: str = "apart"
-    seeds: tuple[int, ...] = tuple(range(1000, 1030))
-    steps: int = 100
+    seeds: tuple[int, ...] = tuple(range(1030, 1060))
+    steps: int = 180
     every: int = 4
     rounds: int = 6
     level: float = 0.5  # nats

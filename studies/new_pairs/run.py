@@ -170,7 +170,7 @@ def summarize(found: dict[str, dict[str, dict[str, Tensor]]]) -> dict[str, Any]:
     rows = []
     for name, arms in found.items():
         for arm, values in arms.items():
-            # training on both files from the start did not go on from the first model: no level of KL from it to read at
+            # training on both files from the start did not go on from the first model, and has no KL from it to read at
             level = values["at the level"] * (torch.nan if arm.endswith("from the start") else 1.0)
             there = ~level.isnan().any(-1)
             rows.append(
