@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.cli.front_plan import FrontKeys, make_plan, reference_points
 from paretune.cli.keys import READING
+from paretune.cli.rundir import no_new_folder
 from paretune.cli.settings import resolve
 from paretune.errors import InputError
 
@@ -86,9 +87,10 @@ def _run(keys: FrontKeys, plan: Plan, cells: list[Cell], references: list[list[f
     from paretune.training.checks import check_output
     from paretune.training.record import write_json
 
-    check_output(keys.output_dir)
-    folder = Path(keys.output_dir).expanduser()
-    said = check_cells(plan, cells, folder)
+    folder, workers = Path(keys.output_dir).expanduser(), _workers(keys.workers)
+    with no_new_folder(keys.output_dir):
+        check_output(keys.output_dir)
+        said = check_cells(plan, cells, folder)
     if keys.dry_run:
         print(listing(plan, cells, folder, said))
         return 0
@@ -96,7 +98,7 @@ def _run(keys: FrontKeys, plan: Plan, cells: list[Cell], references: list[list[f
     for notice in notices:
         print(f"front: {notice}", file=sys.stderr)
     with locked(folder):
-        engine = Processes(_workers(keys.workers))
+        engine = Processes(workers)
         try:
             with display() as tell:
                 found, failed = run_front(folder, plan, cells, engine, retries=keys.retries, tell=tell)

@@ -73,25 +73,43 @@ def look(labels: Sequence[str], label: str) -> tuple[str, str]:
 
 
 def front_figure(front: Mapping[str, Any]) -> Figure:
-    """Means over seeds as large marks, the seeds as small ones tied to them; a panel per pair of objectives."""
+    """Means over seeds as large marks, seeds as small ones tied to them; a panel per pair of objectives.
+
+    Where the oracle crowds the methods into less than half of a panel, a second one shows them without it.
+    """
     pairs = list(itertools.combinations(front["objectives"], 2))
-    columns = min(3, len(pairs))
-    rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(1.6 + 4.4 * columns, 4.2 * rows), layout="constrained")
+    wanted = [(a, b, True) for a, b in pairs] + [(a, b, False) for a, b in pairs if _crowded(front, a, b)]
+    columns = min(3, max(len(pairs), min(2, len(wanted))))
+    rows = -(-len(wanted) // columns)
+    figure = Figure(figsize=(2.6 + 4.2 * columns, 4.2 * rows), layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-    for axes, (a, b) in zip(panels, pairs, strict=False):
-        _panel(front, axes, a, b)
-    for axes in panels[len(pairs) :]:
+    for axes, (a, b, whole) in zip(panels, wanted, strict=False):
+        _panel(front, axes, a, b, whole=whole)
+    for axes in panels[len(wanted) :]:
         axes.set_visible(False)
     handles, texts = panels[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside right upper", fontsize=9)
     return figure
 
 
-def _panel(front: Mapping[str, Any], axes: Axes, a: str, b: str) -> None:
+def _crowded(front: Mapping[str, Any], a: str, b: str) -> bool:
+    key, oracle = next(iter(front["temperatures"])), front["worlds"][0]["oracle"]
+
+    def spread(points: list[Mapping[str, float]], name: str) -> float:
+        values = [point[name] for point in points]
+        return max(values) - min(values)
+
+    cells = [cell["scores"][key]["scores"] for cell in front["cells"] if key in cell["scores"]]
+    whole = [*cells, *(point["scores"] for point in oracle)]
+    return bool(oracle) and any(spread(cells, name) < 0.5 * spread(whole, name) for name in (a, b))
+
+
+def _panel(front: Mapping[str, Any], axes: Axes, a: str, b: str, *, whole: bool) -> None:
     key = next(iter(front["temperatures"]))
     labels = [entry["label"] for entry in front["methods"]]
-    _landmarks(front, axes, a, b, key)
+    _landmarks(front, axes, a, b, key, oracle=whole)
+    if not whole:
+        axes.set_title("closer, without the oracle", loc="left")
     for label in labels:
         color, marker = look(labels, label)
         groups = _groups(front, label, key)
@@ -113,7 +131,7 @@ def _panel(front: Mapping[str, Any], axes: Axes, a: str, b: str) -> None:
 
 def _axis(front: Mapping[str, Any], name: str) -> str:
     unit = str(front["units"].get(name, ""))
-    return f"{name}: {unit}" if 0 < len(unit) <= 44 else name
+    return f"{name}: {unit}" if 0 < len(unit) <= 52 else name
 
 
 def _groups(front: Mapping[str, Any], label: str, key: str) -> list[list[Mapping[str, Any]]]:
@@ -149,11 +167,10 @@ def _spread(
         axes.plot([u], [v], marker, color=color, alpha=0.45, markersize=3, zorder=3)
 
 
-def _landmarks(front: Mapping[str, Any], axes: Axes, a: str, b: str, key: str) -> None:
+def _landmarks(front: Mapping[str, Any], axes: Axes, a: str, b: str, key: str, *, oracle: bool) -> None:
     """The base, the single-objective runs, and the oracle where all of it fits."""
-    world = front["worlds"][0]
-    oracle = sorted((point["scores"][a], point["scores"][b]) for point in world["oracle"])
-    if oracle:
+    best = sorted((point["scores"][a], point["scores"][b]) for point in front["worlds"][0]["oracle"])
+    if best and oracle:
         style: Any = {
             "color": _GREY,
             "markersize": 5,
@@ -161,7 +178,7 @@ def _landmarks(front: Mapping[str, Any], axes: Axes, a: str, b: str, key: str) -
             "label": "oracle: best of the base's samples",
         }
         line = "--" if len(front["objectives"]) == 2 else "none"
-        axes.plot(*zip(*oracle, strict=True), marker="D", linestyle=line, linewidth=0.9, zorder=1, **style)
+        axes.plot(*zip(*best, strict=True), marker="D", linestyle=line, linewidth=0.9, zorder=1, **style)
     for label, marker, text in (("single", "^", "one objective alone"), ("base", "*", "base")):
         for i, cells in enumerate(_groups(front, label, key)):
             points = np.array([[c["scores"][key]["scores"][n] for n in (a, b)] for c in cells])
@@ -192,7 +209,7 @@ def indicator_figure(front: Mapping[str, Any]) -> Figure:
         axes.set_title(_TITLES[name].replace(" (", "\n("))
         axes.set_yticks(range(len(order)), order)
         axes.margins(y=0.6 / max(1, len(order)))
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=4))
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=3, prune="both"))
     what = (
         f"{len(part['seeds'])} seeds (ticks)"
         if part["unit"] == "seeds"

@@ -100,12 +100,13 @@ def load(path: Path) -> Run | Demo:
     """
     where = str(path)
     if not path.is_dir():
-        raise InputError("no such directory", where=where, expected="a run's directory or a demo's")
-    if (path / "result.json").is_file():
-        return load_demo(path)
+        raise InputError("no such directory", where=where, expected="a run's directory, a demo's or a front's")
+    for name in ("result.json", "front.json"):  # of `paretune demo`, of `paretune front`
+        if (path / name).is_file():
+            return load_demo(path, name)
     if (path / "run.json").is_file():
         return load_run(path, where)
-    raise InputError("nothing to report on", where=where, expected="run.json or result.json in it")
+    raise InputError("nothing to report on", where=where, expected="run.json, result.json or front.json in it")
 
 
 def load_run(path: Path, name: str) -> Run:
@@ -129,22 +130,23 @@ def load_run(path: Path, name: str) -> Run:
     )
 
 
-def load_demo(path: Path) -> Demo:
+def load_demo(path: Path, name: str = "result.json") -> Demo:
     """A demo folder. Points whose run is not there stay: their scores are known.
 
     Raises:
-        InputError: a result.json that lacks worlds, objectives or scores.
+        InputError: a file that lacks worlds, objectives or scores.
     """
-    result = _json(path / "result.json")
+    result, what = _json(path / name), "demo" if name == "result.json" else "front"
+    again = f"Run the {what} again: paretune {what}."
     worlds = result.get("worlds")
     if not isinstance(worlds, list) or not worlds:
-        raise InputError("no worlds", where=str(path / "result.json"), fix="Run the demo again: paretune demo.")
+        raise InputError("no worlds", where=str(path / name), fix=again)
     facts = {key: value for key, value in result.items() if key != "worlds"}
     try:
         return Demo(str(path), [_world(world, path) for world in worlds], facts)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"not a result as the demo writes it ({type(error).__name__}: {error})"
-        raise InputError(problem, where=str(path / "result.json"), fix="Run the demo again: paretune demo.") from error
+        problem = f"not a result as the {what} writes it ({type(error).__name__}: {error})"
+        raise InputError(problem, where=str(path / name), fix=again) from error
 
 
 def not_comparable(runs: Sequence[Run]) -> str | None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from transformers import LlamaConfig
 
 from paretune.evaluation.sample import sample
 from paretune.pipelines.demo import code_digest, oracle_front
@@ -17,7 +20,7 @@ from paretune.pipelines.methods import Outcome, Request, check_method, find_meth
 from paretune.policy.loading import load_scored, load_tokenizer
 from paretune.sandbox import WORLDS
 from paretune.sandbox.labels import PRESETS
-from paretune.sandbox.language import sample_rows, train_base
+from paretune.sandbox.language import made_tokenizer, sample_rows, train_base
 from paretune.training.config import RACOConfig
 from paretune.training.record import commit, plain, versions, write_json
 from paretune.training.rundir import run_record
@@ -144,26 +147,30 @@ def check_cells(plan: Plan, cells: list[Cell], folder: Path) -> dict[str, list[s
         InputError: what a method misses, before anything expensive.
     """
     said: dict[str, list[str]] = {}
-    for cell in cells:
-        if cell.kind in ("train", "trunk") and cell.label not in said:
-            said[cell.label] = check_method(_checked_request(plan, cell, folder / cell.folder))
+    with tempfile.TemporaryDirectory() as made:
+        if plan.world is not None:
+            plan = _as_named(plan, Path(made))
+        for cell in cells:
+            if cell.kind in ("train", "trunk") and cell.label not in said:
+                said[cell.label] = check_method(make_request(plan, cell, {}, folder / cell.folder))
     return said
 
 
-def _checked_request(plan: Plan, cell: Cell, place: Path) -> Request:
-    """A cell's request before a world's base and data are there: with rows of its kind, and no model."""
-    if plan.world is None:
-        return make_request(plan, cell, {}, place)
+def _as_named(plan: Plan, place: Path) -> Plan:
+    """A world's plan before base and data are there: with its tokenizer, a model without weights, rows of its kind."""
+    assert plan.world is not None
     world, rng = WORLDS[plan.world.name], random.Random(0)
-    items = [world.make_item(rng) for _ in range(2)]
+    tokenizer = made_tokenizer(world)
+    tokenizer.save_pretrained(place)
+    LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(place)
     rows = [
         {
-            "prompt": item.prompt,
+            "prompt": world.make_item(rng).prompt,
             "response_a": " a",
             "response_b": " b",
             "preferences": {name: float((i + j) % 2) for j, name in enumerate(world.objectives)},
         }
-        for i, item in enumerate(items)
+        for i in range(4)
     ]
-    request = make_request(replace(plan, world=None, model="", data=rows), cell, {}, place)
-    return replace(request, train_dataset=rows)
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return replace(plan, world=None, model=str(place), data=str(place / "rows.jsonl"))

@@ -67,9 +67,14 @@ class Processes:
     A worker that dies (killed, out of memory, a crash in compiled code) ends its own job and no other, and is replaced;
     `concurrent.futures` would give up all jobs of the pool, and not say which one was to blame. Where several GPUs are
     visible, each worker sees one of them.
+
+    Args:
+        workers: how many.
+        prepare: what each does first, given its number.
     """
 
-    def __init__(self, workers: int):
+    def __init__(self, workers: int, prepare: Callable[[int], object] | None = None):
+        self._prepare = prepare or _prepare
         self._context = multiprocessing.get_context("spawn")
         self._free: list[_Worker] = []
         self._busy: dict[str, _Worker] = {}
@@ -132,7 +137,8 @@ class Processes:
     def _new_worker(self) -> _Worker:
         number = self._numbers.pop()
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, number), daemon=False)  # may tokenize in processes
+        # not daemonic: such a process could not tokenize in processes of its own
+        process = self._context.Process(target=_serve, args=(theirs, number, self._prepare), daemon=False)
         process.start()
         theirs.close()
         return _Worker(process, ours, number)
@@ -157,12 +163,11 @@ def _death(code: int | None) -> str:
     return f"its process ended with status {code}"
 
 
-def _serve(link: Connection, number: int) -> None:
+def _serve(link: Connection, number: int, prepare: Callable[[int], object]) -> None:
     """A worker's life: jobs come in, their ends go out, until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the command's, which then ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _take_one_gpu(number)
-    quiet_worker()
+    prepare(number)
     while True:
         try:
             job: Job = link.recv()
@@ -190,7 +195,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _take_one_gpu(number: int) -> None:
+def _prepare(number: int) -> None:
     import torch
 
     count = torch.cuda.device_count()
@@ -198,3 +203,4 @@ def _take_one_gpu(number: int) -> None:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         own = seen[number % count] if len(seen) == count else str(number % count)
         os.environ["CUDA_VISIBLE_DEVICES"] = own
+    quiet_worker()

@@ -157,7 +157,9 @@ def _compared(
 
 
 def _baselines(plan: Plan, labels: Sequence[str]) -> list[str]:
-    return [e.label for name in BASELINES for e in plan.entries if e.method == name and e.label in labels]
+    """The methods that others are compared with; of two methods, one: the other way round says the same."""
+    found = [e.label for name in BASELINES for e in plan.entries if e.method == name and e.label in labels]
+    return found[:1] if len(labels) == 2 else found
 
 
 def scale(

@@ -163,7 +163,14 @@ def point_table(front: Mapping[str, Any]) -> list[str]:
         shown = "" if weights is None else " ".join(f"{w:.2f}" for w in weights)
         figures = [_scores(cells, key, name) for key in keys for name in names]
         kls = [cell["kl"] for cell in cells if cell["kl"] is not None]
-        rows.append([label, shown, *figures, *([f"{sum(kls) / len(kls):.2f}" if kls else ""] if with_kl else [])])
+        rows.append(
+            [
+                label,
+                shown,
+                *figures,
+                *([f"{sum(kls) / len(kls) + 0.0:.2f}".replace("-0.00", "0.00") if kls else ""] if with_kl else []),
+            ]
+        )
     brackets = "the range over seeds" if many else "95 % intervals over prompts"
     return [f"Raw scores; brackets: {brackets}.", "", *table([*head, *(["KL, nats"] if with_kl else [])], rows)]
 
