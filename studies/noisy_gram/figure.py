@@ -46,9 +46,9 @@ def draw_angles(axes: Any, rows: list[dict[str, Any]]) -> None:
         known = [row for row in rows if name in row]
         values = [row[name]["angle of the Gram"] for row in known]
         axes.plot([row["size"] for row in known], values, "o-", color=colour, label=f"of the Gram: {LABELS[name]}")
-    axes.plot(sizes, [row["batch"]["angle of the update"] for row in rows], "k--", label="of RACO's update as a whole")
+    axes.plot(sizes, [row["batch"]["angle of the update"] for row in rows], "k--", label="of RACO's update")
     without = [row["angle without Gram noise"] for row in rows]
-    axes.plot(sizes, without, "k:", label="the same, coefficients of full gradients")
+    axes.plot(sizes, without, "k:", label="with full coefficients")
     axes.set(xscale="log", xlabel="comparisons in the batch", ylabel="degrees to RACO on full gradients", ylim=(0, 95))
     axes.set_title("The Gram's error is small beside the gradients' own")
 
@@ -76,8 +76,8 @@ def draw(results: dict[str, Any]) -> Any:
     draw_cosine(panels[0, 0], rows)
     draw_angles(panels[0, 1], rows)
     claims = results["confirm"]["found"]["claims"]
-    draw_claims(panels[1, 0], claims, "matched", "Candidates less their matched linear (30 fresh seeds)")
-    draw_claims(panels[1, 1], claims, "raco", "Candidates less the paper's RACO, equal nominal weights")
+    draw_claims(panels[1, 0], claims, "matched", "Candidates − their matched linear")
+    draw_claims(panels[1, 1], claims, "raco", "Candidates − the paper's RACO")
     for axes in panels.flat:
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)

@@ -17,7 +17,7 @@ from paretune.combine import raco
 from paretune.sandbox.bandit import low_rank
 from paretune.sandbox.bandit_runs import Comparisons, Run, losses_and_gradients, make_batch
 from paretune.sandbox.bandit_runs import train as sandbox_train
-from studies.noisy_gram import loop, run
+from studies.noisy_gram import figure, loop, run
 from studies.noisy_gram.along import full_gradients, row_gradients
 from studies.noisy_gram.arms import LINEAR, RACO, Arm, Memory, Step, decide
 from studies.noisy_gram.duals import RULES, coefficients, mixture
@@ -261,3 +261,29 @@ def test_verdicts_are_the_protocols_words(mean: float, adjusted: float, equivale
 def results() -> dict[str, Any]:
     kept: dict[str, Any] = json.loads((STUDY / "results.json").read_text(encoding="utf-8"))
     return kept
+
+
+def test_the_protocols_rules_were_followed(results: dict[str, Any]) -> None:
+    claims = results["confirm"]["found"]["claims"]
+    assert not results["confirm"]["commit"].endswith("+")
+    assert len(claims) == 36 and all(row["n"] == 30 for row in claims)
+    assert [row["p, Holm"] for row in claims] == pytest.approx(run.holm([row["p"] for row in claims]), rel=1e-4)
+    for row in claims:
+        assert row["verdict"] == run.verdict(row["mean"], row["p, Holm"], row["p equivalent"])
+
+
+def test_the_page_quotes_the_kept_results(results: dict[str, Any]) -> None:
+    page = (STUDY / "README.md").read_text(encoding="utf-8")
+    claims = results["confirm"]["found"]["claims"]
+    quoted = [f"{row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]" for row in claims]
+    words = [row["verdict"] for row in claims if row["against"] == "matched"]
+    assert (words.count("equivalent"), words.count("worse"), words.count("undecided")) == (13, 4, 1)
+    gains = [row["mean"] for row in claims if row["against"] == "raco" and "noisy" in row["cell"]]
+    quoted += [f"by {min(gains):.3f} to {max(gains):.3f}"]
+    assert [text for text in quoted if text not in page] == []
+
+
+def test_the_figure_is_drawn_from_the_kept_results(results: dict[str, Any]) -> None:
+    drawn = figure.draw(results)
+    assert len({axes.get_title() for axes in drawn.axes}) == 4
+    figure.pyplot.close(drawn)
