@@ -1,13 +1,15 @@
-"""`paretune evaluate`: held-out losses, margins and accuracies of one or several models."""
+"""`paretune evaluate`: held-out losses, margins and accuracies of models, and what alignment cost them elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretune.cli import evaluate_lm
 from paretune.cli.keys import READING, DataKeys, key, objectives_of
 from paretune.cli.settings import resolve
 from paretune.cli.summary import table
@@ -35,6 +37,10 @@ is not better than that, or than its complement, may have learnt lengths.
   paretune evaluate --model runs/first --data test.jsonl --json figures.json
   paretune evaluate --model runs/first --model runs/second --data test.jsonl      # and paired differences
   paretune evaluate --model some/model --ref_model its/base --data test.jsonl --objectives helpful,harmless
+  paretune evaluate --model runs/first --lm_text book.txt --lm_eval mmlu --lm_eval_shots 5   # what it cost
+
+lm_text and lm_eval are measured on each model and on what it was trained from; without comparisons to score,
+they are measured alone. lm_eval needs `pip install 'paretune[lm-eval]'` and, for most tasks, data from the hub.
 
 What is not given comes from the run.json of the first model that is a run; where it held several sets out, or data is a
 mapping {name: FILE, ...}, each set gets its tables. The reference of an adapter is its base, of
@@ -45,6 +51,7 @@ GROUPS = {
     "What is scored": ["model", "ref_model", "dtype", "batch_size"],
     "On which data": ["data", "eval_fraction", *READING, "max_length"],
     "By what": ["objectives", "beta"],
+    "What alignment cost": ["lm_text", "lm_window", "lm_eval", "lm_eval_shots", "lm_eval_limit", "lm_eval_path"],
     "What comes out": ["json", "draws", "seed"],
 }
 
@@ -66,6 +73,12 @@ class EvaluateKeys(DataKeys):
     split: str | None = key("Split of a hub data set or folder [the run's for its own data, else train].")  # type: ignore[assignment]
     streaming: bool | None = key("Read a hub data set without downloading it whole [as split].")  # type: ignore[assignment]
     conversational: bool | None = key("Turn plain text into messages [the run's, else false].")  # type: ignore[assignment]
+    lm_text: str | None = key("A text file: the loss of predicting it, in nats per token.")
+    lm_window: int | None = key("Tokens read at once, half of them new [the models' context, at most 1024].")
+    lm_eval: str | list | None = key("Tasks of lm-evaluation-harness, separated by commas: mmlu, hellaswag, …")
+    lm_eval_shots: int | None = key("Examples before each question [the task's own number].")
+    lm_eval_limit: int | None = key("Only the first so many documents of each task.")
+    lm_eval_path: str | None = key("Folder of further tasks, as YAML files of the harness.")
     dtype: str = key("auto: as stored; or float32, bfloat16, float16.", "auto")
     batch_size: int = key("Comparisons per forward pass.", 16)
     draws: int = key("Bootstrap draws behind each interval.", 2000)
@@ -86,31 +99,70 @@ def main(argv: list[str]) -> int:
             raise InputError(f"bad {name}", expected="a whole number of at least 1", found=getattr(keys, name))
     names = [full_path(name) for name in ([keys.model] if isinstance(keys.model, str) else keys.model or [])]
     records = [_record(Path(name)) for name in names]
-    run = next((record for record in records if record.get("objectives")), {})
-    settings = {**run.get("settings", {}), **{k: run.get("config", {}).get(k) for k in ("beta", "max_length")}}
-    objectives = _objectives(keys, run)
-    sets = read_sets(keys, run, settings, objectives)
     for name in names:
         _exists(name)
-    references = _references(keys, names, records, objectives)
-    beta = keys.beta if keys.beta is not None else float(settings.get("beta") or 0.2)
-    max_length = keys.max_length if keys.max_length is not None else settings.get("max_length", 2048)
-    four_bits = [record.get("settings", {}).get("quantization") == "4bit" for record in records]
-    scored = [
-        score(name, reference, sets, objectives, beta, max_length, keys, four_bits=four)
-        for name, reference, four in zip(names, references, four_bits, strict=True)
-    ]
-    about = {"names": names, "references": references, "beta": beta}
-    results = {name: _compare([of[name] for of in scored], rows, objectives, keys) for name, rows in sets.items()}
+    plan = evaluate_lm.plan_of(keys)
+    own = [_own_reference(name, record, keys) for name, record in zip(names, records, strict=True)]
+    written: dict[str, Any] = {"names": names}
+    said: list[str] = []
+    if plan is None or _has_rows(keys, records):
+        written, said = _rows(keys, names, records, own)
+    if plan is not None:
+        bases = [None if ref is None else _named(name, ref) for name, ref in zip(names, own, strict=True)]
+        cost = evaluate_lm.measure(plan, keys, names, bases, _four_bits(records))
+        written, said = {**written, **cost}, [*said, evaluate_lm.render(cost, _labels_of(cost))]
     if keys.json is not None:
         from paretune.training.record import write_json
 
-        alone = results.get(WHOLE)
-        write_json(Path(keys.json).expanduser(), {**(alone if alone is not None else {"sets": results}), **about})
-    for name, result in results.items():
-        heading = f"== {name} ==\n" if name else ""
-        print(heading + render({**result, **about}, [o.name for o in objectives]))
+        write_json(Path(keys.json).expanduser(), written)
+    print("\n\n".join(said))
     return 0
+
+
+def _has_rows(keys: EvaluateKeys, records: list[dict[str, Any]]) -> bool:
+    """Whether comparisons are asked for or held out by a run; said where there are none."""
+    run = _run(records)
+    source = "data" if run.get("config", {}).get("eval_fraction") is not None else "eval_data"
+    if keys.data is not None or keys.objectives is not None or keys.eval_fraction is not None:
+        return True
+    if run.get("settings", {}).get(source) is not None:
+        return True
+    logger.warning("no comparisons are given, and no model is a run that held some out of a file: no margins")
+    return False
+
+
+def _run(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of the first model that is a run."""
+    return next((record for record in records if record.get("objectives")), {})
+
+
+def _four_bits(records: list[dict[str, Any]]) -> list[bool]:
+    return [record.get("settings", {}).get("quantization") == "4bit" for record in records]
+
+
+def _rows(
+    keys: EvaluateKeys, names: list[str], records: list[dict[str, Any]], own: list[str | None]
+) -> tuple[dict[str, Any], list[str]]:
+    """The figures of all comparisons, and their tables, one text per set."""
+    run = _run(records)
+    settings = {**run.get("settings", {}), **{k: run.get("config", {}).get(k) for k in ("beta", "max_length")}}
+    objectives = _objectives(keys, run)
+    sets = read_sets(keys, run, settings, objectives)
+    references = _references(names, own, objectives)
+    beta = keys.beta if keys.beta is not None else float(settings.get("beta") or 0.2)
+    max_length = keys.max_length if keys.max_length is not None else settings.get("max_length", 2048)
+    scored = [
+        score(name, reference, sets, objectives, beta, max_length, keys, four_bits=four)
+        for name, reference, four in zip(names, references, _four_bits(records), strict=True)
+    ]
+    about = {"names": names, "references": references, "beta": beta}
+    results = {name: _compare([of[name] for of in scored], rows, objectives, keys) for name, rows in sets.items()}
+    alone = results.get(WHOLE)
+    said = [
+        (f"== {name} ==\n" if name else "") + render({**result, **about}, [o.name for o in objectives])
+        for name, result in results.items()
+    ]
+    return {**(alone if alone is not None else {"sets": results}), **about}, said
 
 
 WHOLE = ""  # the name of a set that is the only one
@@ -185,30 +237,12 @@ def _exists(name: str) -> None:
     check_model_path(name)
 
 
-def _references(
-    keys: EvaluateKeys, names: list[str], records: list[dict[str, Any]], objectives: list[Objective]
-) -> list[str | None]:
-    """The reference of each model: a name, "adapters off", or None where no objective needs one."""
+def _references(names: list[str], found: list[str | None], objectives: list[Objective]) -> list[str | None]:
+    """The reference of each model: its own (`found`) or the first known; None where no objective needs one."""
     from paretune.losses import is_reference_free
 
     if all(is_reference_free(o) for o in objectives):
         return [None] * len(names)
-    if keys.ref_model is not None:
-        return [full_path(keys.ref_model)] * len(names)
-    found: list[str | None] = []
-    for name, record in zip(names, records, strict=True):
-        settings = record.get("settings", {})
-        if record.get("objectives") and settings.get("ref_model"):
-            found.append(full_path(str(settings["ref_model"])))
-        elif os.path.exists(os.path.join(name, "adapter_config.json")):
-            found.append(ADAPTERS_OFF)
-        else:
-            found.append(settings.get("model") if record.get("objectives") else None)
-            if found[-1] is not None and "model" in record.get("in_memory", {}):
-                told = (
-                    "the run started from a model in memory; its reference is taken to be what that was loaded from: %s"
-                )
-                logger.warning(told, found[-1])
     known = next((_named(name, ref) for name, ref in zip(names, found, strict=True) if ref is not None), None)
     if known is None:
         fix = "Name the model that training started from: --ref_model MODEL."
@@ -217,6 +251,22 @@ def _references(
 
 
 ADAPTERS_OFF = "adapters off"
+
+
+def _own_reference(name: str, record: dict[str, Any], keys: EvaluateKeys) -> str | None:
+    """A model's reference as given, else its run's, an adapter's base, or what the run started from; None: unknown."""
+    settings = record.get("settings", {})
+    if keys.ref_model is not None:
+        return full_path(keys.ref_model)
+    if record.get("objectives") and settings.get("ref_model"):
+        return full_path(str(settings["ref_model"]))
+    if os.path.exists(os.path.join(name, "adapter_config.json")):
+        return ADAPTERS_OFF
+    start = settings.get("model") if record.get("objectives") else None
+    if start is not None and "model" in record.get("in_memory", {}):
+        told = "the run started from a model in memory; its reference is taken to be what that was loaded from: %s"
+        logger.warning(told, start)
+    return start
 
 
 def _named(name: str, reference: str) -> str:
@@ -323,6 +373,11 @@ def _labels(names: list[str]) -> list[str]:
     """Their last folders where these tell them apart."""
     short = [os.path.basename(name.rstrip("/")) or name for name in names]
     return short if len(set(short)) == len(short) else names
+
+
+def _labels_of(cost: dict[str, Any]) -> Callable[[str], str]:
+    names = list(next(iter(cost.values()))["models"])
+    return dict(zip(names, _labels(names), strict=True)).__getitem__
 
 
 def _cell(figure: dict[str, Any], column: str, *, sign: bool = False) -> str:

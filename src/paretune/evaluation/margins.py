@@ -182,6 +182,12 @@ def interval(value: np.ndarray, draws: np.ndarray, count: np.ndarray) -> list[di
     return found
 
 
+def mean_with_interval(values: np.ndarray, groups: np.ndarray, *, draws: int, seed: int) -> dict[str, Any]:
+    """{value, low, high, n} of the mean of values (N,), whose groups (N,), 0 to G - 1, are drawn anew as wholes."""
+    row, counted = values[None], np.ones((1, len(values)), dtype=bool)
+    return interval(_mean(row, counted), bootstrap(row, counted, groups, draws, seed), counted.sum(1))[0]
+
+
 def _mean(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         return np.where(counted, values, 0.0).sum(1) / counted.sum(1)
