@@ -84,7 +84,7 @@ def draw_clipping(axes: Any, part: dict[str, Any]) -> None:
             axes.vlines(i, values[0], values[2], color=COLOURS["raco"], linewidth=2)
             axes.plot(i, values[1], "o", color=COLOURS["raco"], markersize=5)
     axes.axhline(0.0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(rows)), [name for name, _ in rows], fontsize=7)
+    axes.set_xticks(range(len(rows)), [name for name, _ in rows], fontsize=7, rotation=40)
     axes.set_ylabel("Γ(ρ~) − Γ(ρ) where clipping acts")
     axes.set_title("Theorem 3.2: never below 0 for two objectives")
 
