@@ -27,6 +27,7 @@ COMMANDS = {
     "data": "what a data set holds: labels, agreement, conflicts, lengths",
     "sample": "several responses per prompt, from a model or an OpenAI-compatible server",
     "label": "gives rows their preferences: rules, functions of yours, reward models, judges",
+    "reward": "trains a reward model, one head per objective, which can then label rows",
     "report": "an HTML page from run directories or from a demo's folder",
     "sft": "supervised start: teaches a model to answer, before it is aligned",
 }
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         hint = (
             " To go on from the last checkpoint, give the same command with --resume."
-            if words[:1] in (["train"], ["sft"])
+            if words[:1] in (["train"], ["sft"], ["reward"])
             else " The same command goes on."
             if words[:1] in (["front"], ["sample"], ["label"])
             else ""

@@ -8,7 +8,7 @@ That is a native row with `ratings`, a's first; every layout of scored responses
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,30 @@ def read_rated(data: Any, objectives: Sequence[Objective], options: Mapping[str,
         if objective.rule is not None:
             raise InputError("a rule compares and does not rate", where=f"objective {objective.name!r}", fix=_FIX)
     fields = [objective.labels or objective.name for objective in objectives]
+    rows: list[dict[str, Any]] = []
+    ratings: list[list[list[float]]] = []
+    for where, row in rated_rows(data, fields, options):
+        ratings.append([rating_pair(row["ratings"].get(field), f"ratings.{field}", where) for field in fields])
+        rows.append({key: row[key] for key in _KEPT if row.get(key) is not None})
+    if not rows:
+        raise InputError("no pair to rate", where="data", expected="at least one")
+    table = np.array(ratings).swapaxes(1, 2)
+    for objective, known in zip(objectives, ~np.isnan(table).all((0, 1)), strict=True):
+        if not known:
+            raise InputError(f"nothing rates {objective.name!r}", where="data", expected=_EXPECTED, fix=_FIX)
+    return Rated(rows, table)
+
+
+def rated_rows(data: Any, fields: Iterable[str], options: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each pair stands, and its row as its layout gives it, with `ratings: {field: [of a, of b]}`.
+
+    Args:
+        fields: columns that are ratings although they do not look like it.
+        options: as `read_rated`.
+
+    Raises:
+        InputError: a layout without ratings, a bad row.
+    """
     layouts = LayoutOptions(
         columns=frozenset(fields),
         needs_labels=False,
@@ -60,9 +84,6 @@ def read_rated(data: Any, objectives: Sequence[Objective], options: Mapping[str,
         pairs=options.get("pairs", "all"),
         max_pairs=options.get("max_pairs"),
     )
-    rows: list[dict[str, Any]] = []
-    ratings: list[list[list[float]]] = []
-    skip = options.get("on_bad_row") == "skip"
     for source in list_sources(data, options.get("format", "auto")):
         if source.objectives is not None or source.fraction != 1:
             fix = "Name the objectives' fields by their labels, and give whole sources."
@@ -73,24 +94,15 @@ def read_rated(data: Any, objectives: Sequence[Objective], options: Mapping[str,
             if options.get("take") is not None and number >= options["take"]:
                 break
             if isinstance(row, BadRow):
-                if skip:
+                if options.get("on_bad_row") == "skip":
                     continue
                 raise row.to_input_error(where)
-            given = row.get("ratings")
-            if not isinstance(given, Mapping):
+            if not isinstance(row.get("ratings"), Mapping):
                 found = f"{layout} rows without ratings"
                 raise InputError(
                     "the responses have no ratings", where=where, expected=_EXPECTED, found=found, fix=_FIX
                 )
-            ratings.append([_pair(given.get(field), f"ratings.{field}", where) for field in fields])
-            rows.append({key: row[key] for key in _KEPT if row.get(key) is not None})
-    if not rows:
-        raise InputError("no pair to rate", where="data", expected="at least one")
-    table = np.array(ratings).swapaxes(1, 2)
-    for objective, known in zip(objectives, ~np.isnan(table).all((0, 1)), strict=True):
-        if not known:
-            raise InputError(f"nothing rates {objective.name!r}", where="data", expected=_EXPECTED, fix=_FIX)
-    return Rated(rows, table)
+            yield where, row
 
 
 _EXPECTED = "ratings: {objective: [of a, of b]}, or responses with scores"
@@ -113,7 +125,7 @@ def _peeked(records: Any, format: str) -> tuple[Any, str]:
     return all_of_them(), layout
 
 
-def _pair(given: Any, field: str, where: str) -> list[float]:
+def rating_pair(given: Any, field: str, where: str) -> list[float]:
     """The ratings of a and b; NaN for none."""
     values = [None, None] if given is None else given
     good = isinstance(values, Sequence) and len(values) == 2

@@ -22,11 +22,12 @@ from transformers import PreTrainedTokenizerBase
 
 from paretune.comparisons import token_store
 from paretune.comparisons.columns import labels, stretches
+from paretune.comparisons.rows import Text, clean_row
 from paretune.comparisons.token_report import KEPT, NOTHING_TO_SCORE, TOKENS, TOO_LONG, Counts, TokenReport, sum_up
 from paretune.comparisons.token_work import processes, work_through
 from paretune.errors import InputError
 
-__all__ = ["TokenReport", "common_prefix", "pad_id", "tokenize_comparisons"]
+__all__ = ["TokenReport", "common_prefix", "pad_id", "tokenize_comparisons", "tokenize_singles"]
 
 
 class Scheme(NamedTuple):
@@ -110,6 +111,34 @@ def _with_preferences(tokens: token_store.Tokens, key: str, rows: Dataset, names
     table = ConcatenationTable.from_tables([tokens.table, InMemoryTable(pa.table({"preferences": lists}))], axis=1)
     fingerprint = Hasher.hash([key, names, label_RM.tobytes()])
     return Dataset(table, fingerprint=fingerprint).select_columns(TOKENS)
+
+
+def tokenize_singles(
+    prompts: Sequence[Text], responses: Sequence[Text], tokenizer: PreTrainedTokenizerBase, *, max_length: int | None
+) -> list[tuple[list[int], int] | None]:
+    """Single responses by the rules of comparisons: per response the whole sequence and its first response token.
+
+    None for a response that cannot be kept whole, or has nothing to score. Nothing is kept on disk.
+
+    Raises:
+        InputError: as `tokenize_comparisons`.
+    """
+    found: list[tuple[list[int], int] | None] = [None] * len(prompts)
+    chats = [isinstance(p, list) or isinstance(r, list) for p, r in zip(prompts, responses, strict=True)]
+    for conversational in {*chats}:
+        places = [i for i, chat in enumerate(chats) if chat is conversational]
+        rows = [
+            clean_row(
+                {"prompt": prompts[i], "response_a": responses[i], "response_b": responses[i], "preferences": {}},
+                conversational=conversational,
+            )
+            for i in places
+        ]
+        texts = Dataset.from_list([{name: row[name] for name in token_store.TEXTS} for row in rows])
+        batch, _ = _tokenize(texts, _scheme(texts, tokenizer, max_length), 0, len(texts))
+        for row in batch.to_pylist():
+            found[places[row["index"]]] = (row["prefix_ids"] + row["a_ids"], row["a_start"])
+    return found
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

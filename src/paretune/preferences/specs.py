@@ -5,6 +5,7 @@
     correct:  {gate: [{rule: numeric_answer}, {rule: shorter, tie: 20}]}
     overall:  {sum: [{rule: keywords, words: [refund], weight: 2}, {rule: repetition, weight: 0.5}]}
     by_topic: {choose: topic, cases: {maths: {rule: numeric_answer}, chat: {rule: longer}}, otherwise: {rule: shorter}}
+    kind:     {ensemble: [{reward_model: rm-0}, {reward_model: rm-1}], way: worst}
 
 The first key that `KINDS` or the combinations know says what kind it is; of the others, those of `LabelOptions` say how
 answers become labels, and the rest are the kind's own options.
@@ -18,17 +19,33 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from paretune.errors import InputError
+from paretune.preferences.ensembles import ensemble_way
 from paretune.preferences.functions import function_source
 from paretune.preferences.labels import LabelOptions
 from paretune.preferences.rule_source import rule_source
 from paretune.preferences.source import Source
 
+
+def _reward_model(name: str, value: Any, options: dict[str, Any]) -> Source:
+    from paretune.preferences.reward_models.sources import reward_model_source  # transformers: rules do without
+
+    return reward_model_source(name, value, options)
+
+
+def _implicit(name: str, value: Any, options: dict[str, Any]) -> Source:
+    from paretune.preferences.reward_models.implicit import implicit_source
+
+    return implicit_source(name, value, options)
+
+
 # kind -> (objective, its value, its options) -> a source; InputError for an option that it does not know
 KINDS: dict[str, Callable[[str, Any, dict[str, Any]], Source]] = {
     "rule": rule_source,
     "function": function_source,
+    "reward_model": _reward_model,
+    "implicit": _implicit,
 }
-COMBINATIONS = ("gate", "sum", "choose")
+COMBINATIONS = ("gate", "sum", "choose", "ensemble")
 _LABEL_OPTIONS = tuple(field.name for field in fields(LabelOptions))
 
 
@@ -42,7 +59,7 @@ class Labeller:
         source: of a plain one; None for a combination.
         combination: one of `COMBINATIONS`, or "".
         parts: of a combination; `weights` of a sum; `cases` of a choice, the value of `column` that takes each part,
-            None for the one taken otherwise.
+            None for the one taken otherwise; `way` of an ensemble, and its `strength`: tau, or the penalty.
     """
 
     name: str
@@ -53,6 +70,8 @@ class Labeller:
     weights: tuple[float, ...] = ()
     column: str = ""
     cases: tuple[str | None, ...] = ()
+    way: str = ""
+    strength: float = 0.0
 
     def sources(self) -> Iterator[Source]:
         """All that can be asked."""
@@ -107,7 +126,7 @@ def parse_source(name: str, entry: Any) -> Labeller:
         raise InputError(str(error), where=where) from None
     if kind in KINDS:
         return Labeller(name, options, source=KINDS[kind](name, value, own))
-    return {"gate": _gate, "sum": _sum, "choose": _choose}[kind](name, value, own, options)
+    return {"gate": _gate, "sum": _sum, "choose": _choose, "ensemble": _ensemble}[kind](name, value, own, options)
 
 
 def _known() -> str:
@@ -145,6 +164,13 @@ def _choose(name: str, value: Any, own: dict[str, Any], options: LabelOptions) -
         keys.append(None)
         parts.append(parse_source(f"{name}.otherwise", own["otherwise"]))
     return Labeller(name, options, combination="choose", parts=tuple(parts), column=value, cases=tuple(keys))
+
+
+def _ensemble(name: str, value: Any, own: dict[str, Any], options: LabelOptions) -> Labeller:
+    _no_more(name, own, ("way", "tau", "penalty"))
+    way, strength = ensemble_way(f"source {name!r}", own)
+    parts = _parts(name, _several(name, "ensemble", value))
+    return Labeller(name, options, combination="ensemble", parts=parts, way=way, strength=strength)
 
 
 def _several(name: str, kind: str, value: Any) -> list[Any]:

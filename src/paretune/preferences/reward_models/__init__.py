@@ -1,0 +1,1 @@
+"""Reward models: sources that are one, and what training one needs."""
