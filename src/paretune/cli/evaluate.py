@@ -99,8 +99,6 @@ def main(argv: list[str]) -> int:
             raise InputError(f"bad {name}", expected="a whole number of at least 1", found=getattr(keys, name))
     names = [full_path(name) for name in ([keys.model] if isinstance(keys.model, str) else keys.model or [])]
     records = [_record(Path(name)) for name in names]
-    for name in names:
-        _exists(name)
     plan = evaluate_lm.plan_of(keys)
     own = [_own_reference(name, record, keys) for name, record in zip(names, records, strict=True)]
     written: dict[str, Any] = {"names": names}
@@ -108,6 +106,8 @@ def main(argv: list[str]) -> int:
     if plan is None or _has_rows(keys, records):
         written, said = _rows(keys, names, records, own)
     if plan is not None:
+        for name in names:
+            _exists(name)
         bases = [None if ref is None else _named(name, ref) for name, ref in zip(names, own, strict=True)]
         cost = evaluate_lm.measure(plan, keys, names, bases, _four_bits(records))
         written, said = {**written, **cost}, [*said, evaluate_lm.render(cost, _labels_of(cost))]
@@ -148,6 +148,8 @@ def _rows(
     settings = {**run.get("settings", {}), **{k: run.get("config", {}).get(k) for k in ("beta", "max_length")}}
     objectives = _objectives(keys, run)
     sets = read_sets(keys, run, settings, objectives)
+    for name in names:
+        _exists(name)
     references = _references(names, own, objectives)
     beta = keys.beta if keys.beta is not None else float(settings.get("beta") or 0.2)
     max_length = keys.max_length if keys.max_length is not None else settings.get("max_length", 2048)
