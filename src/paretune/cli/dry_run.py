@@ -216,11 +216,11 @@ def gradient_ways(
     Raises:
         InputError: two_pass asked for where it cannot be.
     """
-    from paretune.training.storage import choose_storage, free_bytes, step_basis, storage_bytes, two_pass_obstacle
+    from paretune.training.storage import choose_storage, free_bytes, kept_gradients, storage_bytes, two_pass_obstacle
 
     one_pass = args.gradient_mode != "per_objective"
     rows = args.train_batch_size * args.gradient_accumulation_steps
-    kept = step_basis(args, objectives, layout, rows, one_pass=one_pass).kept
+    kept = kept_gradients(args, objectives, layout, rows, one_pass=one_pass)
     obstacle = two_pass_obstacle(args, objectives, layout, one_pass=one_pass)
     free = free_bytes(args.device)
     left = None if free is None else max(0, int(free - sum(v for k, v in held.items() if "optimizer" not in k)))

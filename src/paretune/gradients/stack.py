@@ -44,6 +44,7 @@ class GradientStack:
     ):
         self.parameters = dict(parameters)
         self.objectives = objectives
+        self._dtype, self._device = dtype, device
         self._kinds: dict[str, tuple[torch.device, torch.dtype]] = {}
         self._starts: dict[str, int] = {}
         self._sizes: dict[tuple[torch.device, torch.dtype], int] = {}
@@ -101,6 +102,25 @@ class GradientStack:
                 self.buffer(name)
             for whole in self._whole.values():
                 dist.all_reduce(whole)
+
+    def alike(self) -> GradientStack:
+        """A stack of nothing yet, of the same parameters and objectives, kept in the same way."""
+        return GradientStack(self.parameters, self.objectives, dtype=self._dtype, device=self._device)
+
+    def follow(self, other: GradientStack, keep: Tensor) -> None:
+        """Makes each gradient i keep[i] times itself plus 1 - keep[i] times `other`'s: a step of exponential averages.
+
+        Args:
+            other: a stack `alike`, which is left as it is.
+            keep: (m,) in [0, 1].
+        """
+        for name in self.parameters:
+            self.buffer(name)  # zeros where nothing is yet
+        other._settle()
+        for kind, theirs in other._whole.items():
+            share = (1.0 - keep).to(theirs)[:, None]
+            for mine, part in zip(self._whole[kind].split(_CHUNK, dim=1), theirs.split(_CHUNK, dim=1), strict=True):
+                mine.lerp_(part, share)
 
     def _settle(self) -> list[Tensor]:
         """The long buffers, with zeros where nothing was added since `zero_`."""

@@ -13,8 +13,10 @@ from paretune.combine import Combination, find_combiner
 from paretune.combine.contract import needs, try_combiner
 from paretune.combine.labelled import combine_labelled
 from paretune.errors import InputError
+from paretune.gradients import GradientStack
 from paretune.losses import BatchLosses
 from paretune.objectives import Objective
+from paretune.training.averages import AveragedGradients
 from paretune.training.config import RACOConfig
 from paretune.training.diagnostics import sum_over_ranks
 
@@ -40,6 +42,7 @@ class StepCombiner(TrainerCallback):
         self.weights = torch.tensor([o.weight for o in objectives], dtype=torch.float64)
         self.needs = needs(self.combiner)
         self.state: dict[str, Any] = {}
+        self.averages = AveragedGradients(args, self.names) if args.gram == "averaged" else None
         self.sums: Tensor | None = None  # (m,) float64 on the device: this rank's losses in the step so far
         try_combiner(args.combiner, self.combiner, self.weights, self.options)
 
@@ -61,8 +64,15 @@ class StepCombiner(TrainerCallback):
             sums = torch.zeros(len(counts), dtype=torch.float64)
         return sum_over_ranks(sums, self.args.device) / torch.where(counts > 0, counts, torch.nan)
 
-    def __call__(self, gram: Tensor, present: Tensor, losses: Tensor | None, step: int) -> Combination:
-        """The combination of the m gradients with this Gram (m, m), given which objectives are present (m,)."""
+    def __call__(
+        self, gram: Tensor, present: Tensor, losses: Tensor | None, step: int, stack: GradientStack | None = None
+    ) -> Combination:
+        """The combination of the m gradients with this Gram (m, m), given which objectives are present (m,).
+
+        `stack` holds those gradients; a run with gram: averaged decides on its averages' Gram instead.
+        """
+        if self.averages is not None and stack is not None:
+            gram = self.averages.gram(stack, present)
         return combine_labelled(
             self.combiner, gram, self.weights, present,
             normalize=self.args.normalize_gradients, losses=losses, seed=step, state=self.state, **self.options,
@@ -77,6 +87,8 @@ class StepCombiner(TrainerCallback):
             InputError: the checkpoint holds the memory of another combiner or of other objectives, or none.
         """
         self.state, self.sums = {}, None
+        if self.averages is not None:
+            self.averages.begin(args.output_dir, state)
         if "state" not in self.needs or state.global_step == 0:
             return
         memories: Any = state.stateful_callbacks
@@ -95,3 +107,9 @@ class StepCombiner(TrainerCallback):
             stored = {"combiner": self.args.combiner, "objectives": self.names, "state": self.state}
             memories: Any = state.stateful_callbacks
             memories[_KEY] = stored
+        if self.averages is not None:
+            self.averages.note(state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.averages is not None and state.is_world_process_zero:
+            self.averages.save(args.output_dir, state)

@@ -21,6 +21,7 @@ _CHOICES = {
     "stack_dtype": ("float32", "bfloat16"),
     "stack_device": ("auto", "cpu"),
     "normalize": ("step", "dataset"),
+    "gram": ("batch", "averaged"),
 }
 
 
@@ -52,6 +53,14 @@ class RACOConfig(TrainingArguments):
     clip: bool = field(default=True, metadata={"help": "Clip the dual coefficients by the weights (RACO)."})
     tau: float = field(default=1e-5, metadata={"help": "Relative noise of the gradients, for ties in the dual."})
     beta: float = field(default=0.2, metadata={"help": "Inverse temperature of objectives without one of their own."})
+    gram: str = field(
+        default="batch",
+        metadata={
+            "help": "Whose Gram decides how gradients combine: the 'batch' gradients', or 'averaged' ones' over steps, "
+            "which are less noisy and double what is kept (docs/averaged.md)."
+        },
+    )
+    gram_decay: float = field(default=0.9, metadata={"help": "Of gram: averaged; 0.9 averages as 19 equal steps do."})
     normalize: str = field(
         default="step",
         metadata={"help": "Mean of a loss over its labels in the 'step', or over the expected count ('dataset')."},
@@ -104,6 +113,8 @@ class RACOConfig(TrainingArguments):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"bad {name}", expected=f"one of {', '.join(choices)}", found=getattr(self, name))
+        if not 0.0 <= self.gram_decay < 1.0:
+            raise InputError("bad gram_decay", expected="0 <= gram_decay < 1", found=self.gram_decay)
         self._check_combiner()
         if self.max_length is not None and self.max_length < 2:
             raise InputError("bad max_length", expected="at least 2 tokens, or null", found=self.max_length)

@@ -60,6 +60,8 @@ def two_pass_obstacle(args: RACOConfig, objectives: Sequence[Objective], layout:
     """Why two passes over one forward cannot make this run's steps, in words; None where they can."""
     if not one_pass:
         return "it needs single_pass, and here each objective takes a backward pass of its own"
+    if args.gram == "averaged":
+        return "gram: averaged keeps gradients from step to step"
     if args.gradient_accumulation_steps > 1:
         return f"a step must be one micro-batch, and gradient_accumulation_steps is {args.gradient_accumulation_steps}"
     if args.world_size > 1:
@@ -115,7 +117,7 @@ def decide_storage(
     return choose_storage(
         args,
         trained=sum(p.numel() for p in trainable_parameters(model).values()),
-        kept=step_basis(args, objectives, layout, rows, one_pass=one_pass).kept,
+        kept=kept_gradients(args, objectives, layout, rows, one_pass=one_pass),
         obstacle=two_pass_obstacle(args, objectives, layout, one_pass=one_pass),
         free=free_bytes(args.device),
     )
@@ -126,8 +128,18 @@ def step_basis(
 ) -> RowBasis:
     """Which gradients a step of so many comparisons on this rank keeps; rows of another rank are not at hand."""
     m = len(objectives)
+    if args.gram == "averaged":
+        return RowBasis(m, m)  # averages are of the objectives' gradients: the next step's rows are others
     each = 1 if layout == "shared" and share_a_signal(objectives) else 2
     return RowBasis(m, each * comparisons if one_pass and args.world_size == 1 else m)
+
+
+def kept_gradients(
+    args: RACOConfig, objectives: Sequence[Objective], layout: Layout, comparisons: int, *, one_pass: bool
+) -> int:
+    """How many gradients are held at once: a step's, and the averages where the run takes them."""
+    kept = step_basis(args, objectives, layout, comparisons, one_pass=one_pass).kept
+    return 2 * kept if args.gram == "averaged" else kept
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -288,18 +288,18 @@ class RACOTrainer(Trainer):
     def _combine(self, stack: GradientStack) -> None:
         """Writes the step's combined gradient into `.grad`."""
         stack.reduce()
-        coefficients = self._decide(self.basis.gram(stack.gram()))
+        coefficients = self._decide(self.basis.gram(stack.gram()), stack)
         if coefficients is not None:
             stack.write_grad(self.basis.coefficients(coefficients))
         stack.zero_()
 
-    def _decide(self, gram: Tensor) -> Tensor | None:
+    def _decide(self, gram: Tensor, stack: GradientStack | None = None) -> Tensor | None:
         """The coefficients of the m gradients, given their Gram; None where the step has to be skipped."""
         present, losses = self.label_counts > 0, self.combiner.step_losses(self.label_counts)
         if not bool(gram.isfinite().all()) or (losses is not None and not bool(losses[present].isfinite().all())):
             self._skip_step()
             return None
-        combination = self.combiner(gram, present, losses, self.state.global_step)
+        combination = self.combiner(gram, present, losses, self.state.global_step, stack)
         plain, angles = step_metrics(self.objectives, gram, present, combination)
         self.step_means.add(plain)
         self.step_means.add(angles, weight=float((self.weights @ gram @ self.weights).clamp_min(0).sqrt()))
