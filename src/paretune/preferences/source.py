@@ -55,7 +55,8 @@ class Schedule(NamedTuple):
     Args:
         calls: K -> how many ordered pairs it asks about in all.
         next_pairs: (K, answers so far, seed) -> ordered pairs to ask about next, [] when it is done. Rounds that
-            depend on earlier answers (a knock-out) come one after another; NaN is an answer, of a call that failed.
+            depend on earlier answers (a knock-out) come one after another; NaN is an answer, of a call that failed. The
+            seed is the prompt's own: what a schedule draws differs from prompt to prompt.
         verdict: (K, all answers) -> `Verdict`.
     """
 
@@ -109,6 +110,7 @@ class Source:
         batch_size: items that one call takes: what a device computes at once, or a server answers concurrently.
         cached: keep its answers on disk. False for what is quicker to compute than to find.
         usage: what it has used so far, by name, as {"input_tokens": …, "usd": …}; shown with the counts.
+        requests: a row's columns -> the calls that one item of it takes, for the announcement; None: one.
 
     Raises:
         InputError: neither or both of score and compare, no name, no fingerprint, a bad batch size.
@@ -123,6 +125,7 @@ class Source:
     batch_size: int = 64
     cached: bool = True
     usage: Callable[[], Mapping[str, float]] | None = None
+    requests: Callable[[Mapping[str, Any]], int] | None = None
 
     def __post_init__(self) -> None:
         where = f"source {self.name!r}"

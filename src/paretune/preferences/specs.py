@@ -2,6 +2,7 @@
 
     concise:  {rule: shorter}
     polite:   {function: "my_rewards:polite", soft: 0.5}
+    helpful:  {judge: Qwen/Qwen3-4B, protocol: guided}
     correct:  {gate: [{rule: numeric_answer}, {rule: shorter, tie: 20}]}
     overall:  {sum: [{rule: keywords, words: [refund], weight: 2}, {rule: repetition, weight: 0.5}]}
     by_topic: {choose: topic, cases: {maths: {rule: numeric_answer}, chat: {rule: longer}}, otherwise: {rule: shorter}}
@@ -21,6 +22,7 @@ from typing import Any
 from paretune.errors import InputError
 from paretune.preferences.ensembles import ensemble_way
 from paretune.preferences.functions import function_source
+from paretune.preferences.judges.judge import judge_source
 from paretune.preferences.labels import LabelOptions
 from paretune.preferences.rule_source import rule_source
 from paretune.preferences.source import Source
@@ -42,6 +44,7 @@ def _implicit(name: str, value: Any, options: dict[str, Any]) -> Source:
 KINDS: dict[str, Callable[[str, Any, dict[str, Any]], Source]] = {
     "rule": rule_source,
     "function": function_source,
+    "judge": judge_source,
     "reward_model": _reward_model,
     "implicit": _implicit,
 }

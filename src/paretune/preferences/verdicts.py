@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from paretune.comparisons.rows import Text
 from paretune.errors import InputError
@@ -78,18 +81,32 @@ def plan(
                 repeated, found = _count(source, items, store, retry_failed)
                 planned[source.name] = (len(items) - repeated, found)
             else:
-                total = sum(source.schedule.calls(len(candidates[n].responses)) for n in numbers)
+                total = sum(_calls(source, candidates[n], seed) for n in numbers)
                 repeated, found = _simulate(source, candidates, numbers, store, seed, retry_failed)
                 planned[source.name] = (total - repeated, found)
     return planned
 
 
+def _calls(source: Source, one: Candidates, seed: int) -> int:
+    """Calls that a schedule makes about one prompt; none for pairs with a reference that the row does not have."""
+    count = len(one.responses)
+    pairs = source.schedule.next_pairs(count, {}, _seed(one, seed))
+    lacking = sum(_text(one, i) is None or _text(one, j) is None for i, j in pairs)
+    return (source.schedule.calls(count) - lacking) * _requests(source, one.columns)
+
+
+def _requests(source: Source, columns: Mapping[str, Any]) -> int:
+    return 1 if source.requests is None else source.requests(columns)
+
+
 def _count(source: Source, items: list[Item], store: AnswerStore | None, retry_failed: bool) -> tuple[int, int]:
-    """How many items repeat another one, and how many different ones were answered before."""
+    """The calls of items that repeat another one, and of different ones that were answered before."""
     if not source.cached:
         return 0, 0
     once = list({answer_key(source, item): item for item in items}.values())
-    return len(items) - len(once), len(known(source, once, store, retry_failed=retry_failed))
+    calls = [_requests(source, item.columns) for item in once]
+    found = sum(calls[i] for i in known(source, once, store, retry_failed=retry_failed))
+    return sum(_requests(source, item.columns) for item in items) - sum(calls), found
 
 
 def _simulate(
@@ -106,6 +123,10 @@ def _simulate(
     going = list(numbers)
     while going:
         todo = _next(source, candidates, answers, going, seed)
+        for n, pair in todo:
+            if _text(candidates[n], pair[0]) is None or _text(candidates[n], pair[1]) is None:
+                answers[n][pair] = math.nan
+        todo = [(n, pair) for n, pair in todo if pair not in answers[n]]
         items = [_pair_item(candidates[n], pair) for n, pair in todo]
         more = _count(source, items, store, retry_failed)
         repeated, found = repeated + more[0], found + more[1]
@@ -199,11 +220,17 @@ def _next(
 ) -> list[tuple[int, Pair]]:
     todo = []
     for n in numbers:
-        pairs = source.schedule.next_pairs(len(candidates[n].responses), answers[n], seed)
+        pairs = source.schedule.next_pairs(len(candidates[n].responses), answers[n], _seed(candidates[n], seed))
         if any(pair in answers[n] for pair in pairs):
             raise RuntimeError(f"the schedule of {source.name!r} asks twice about a pair")
         todo += [(n, pair) for pair in pairs]
     return todo
+
+
+def _seed(one: Candidates, seed: int) -> int:
+    """Of what a schedule draws for one prompt: a function of its texts, so that other rows do not matter."""
+    text = json.dumps([seed, one.prompt, *one.responses], ensure_ascii=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def _text(one: Candidates, index: int) -> Text | None:

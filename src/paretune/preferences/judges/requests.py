@@ -1,0 +1,176 @@
+"""What goes to an OpenAI-compatible server, and what its replies and errors mean."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paretune.preferences.judges.protocols import Protocol, Question
+from paretune.preferences.judges.reading import Token
+from paretune.preferences.judges.spending import Cost
+
+_LONGEST_WAIT = 120.0  # seconds that a server may ask for before that counts as "does not answer"
+_REPEATED = (408, 409, 429)
+_REFUSED = (401, 403, 404, 405)
+_OVERHEAD = 64  # tokens of a chat template, at most
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """One server and model; judges with equal settings share its pace and its budget.
+
+    Args:
+        url: base URL, as http://localhost:8000/v1.
+        model: its name for the model.
+        api: "chat", or "completions" for a model without a chat template.
+        api_key_env: name of the environment variable that holds the key.
+        prefill: put the beginning of the answer into the assistant's mouth (vLLM's continue_final_message).
+        system_role: false: the system text stands before the user's, for templates without that role.
+        concurrency: requests at a time.
+        timeout: seconds for one request.
+        retries: repetitions of a failed one.
+        requests_per_minute: None: as many as come.
+        limits, prices: of `Budget`.
+        template_options: more arguments of the chat template.
+        request: more parameters of the request, over ours; null leaves one of ours out.
+    """
+
+    url: str
+    model: str
+    api: str = "chat"
+    api_key_env: str | None = None
+    prefill: bool = False
+    system_role: bool = True
+    concurrency: int = 16
+    timeout: float = 120.0
+    retries: int = 5
+    requests_per_minute: float | None = None
+    limits: tuple[tuple[str, float], ...] = ()
+    prices: tuple[tuple[str, float], ...] = ()
+    template_options: str = "{}"
+    request: str = "{}"
+
+    @property
+    def forced(self) -> bool:
+        """Whether the reply begins with the label."""
+        return self.prefill or self.api == "completions"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request that came to nothing; `gone`: nothing says that the server is there at all, or has room."""
+
+    problem: str
+    gone: bool
+
+
+class Stop(Exception):  # noqa: N818 (the end of a run, with its reason)
+    """No further request would fare better."""
+
+
+def request_body(settings: ServerSettings, protocol: Protocol, question: Question) -> dict[str, Any]:
+    """The JSON of one request."""
+    body: dict[str, Any] = {"model": settings.model, "temperature": 0, "max_tokens": 4 if settings.forced else 16}
+    if settings.api == "completions":
+        body |= {"prompt": f"{question.system}\n\n{question.user}\n\n{protocol.prefix}", "logprobs": 5}
+    else:
+        if settings.system_role:
+            parts = [("system", question.system), ("user", question.user)]
+        else:
+            parts = [("user", f"{question.system}\n\n{question.user}")]
+        if settings.prefill:
+            parts.append(("assistant", protocol.prefix))
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+        body |= {"messages": [{"role": role, "content": content} for role, content in parts]}
+        body |= {"logprobs": True, "top_logprobs": 20}
+        if options := json.loads(settings.template_options):
+            body["chat_template_kwargs"] = options
+    body |= json.loads(settings.request)
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def dearest_cost(body: Mapping[str, Any], question: Question) -> Cost:
+    """The most that a request can cost: a token per byte, and all that it may write."""
+    written = max(int(body.get(key) or 0) for key in ("max_tokens", "max_completion_tokens"))
+    return Cost(1, len((question.system + question.user).encode()) + _OVERHEAD, written)
+
+
+def reply_of(reply: Any, api: str) -> tuple[str, list[Token] | None]:
+    """A reply's text and its tokens; None without log-probabilities.
+
+    Raises:
+        ValueError: no reply in it.
+    """
+    choices = getattr(reply, "choices", None)
+    if not choices:
+        raise ValueError("an answer without choices")
+    if api == "completions":
+        text, given = choices[0].text, choices[0].logprobs
+        if given is None or not given.top_logprobs or not given.tokens:
+            return text or "", None
+        pairs = zip(given.tokens, given.top_logprobs, strict=False)
+        return text or "", [Token(token, dict(top or {})) for token, top in pairs if top]
+    message, given = choices[0].message, choices[0].logprobs
+    content = getattr(given, "content", None)
+    if not content or not content[0].top_logprobs:
+        return message.content or "", None
+    return message.content or "", [
+        Token(one.token, {top.token: top.logprob for top in reversed(one.top_logprobs)}) for one in content
+    ]
+
+
+def cost_of(reply: Any, dearest: Cost) -> Cost:
+    usage = getattr(reply, "usage", None)
+    if usage is None or usage.prompt_tokens is None:
+        return dearest
+    return Cost(1, int(usage.prompt_tokens), int(usage.completion_tokens or 0))
+
+
+def outcome_of(error: Exception, secret: str) -> Stop | tuple[Failed, float | None, bool]:
+    """What an error means: the end; or the failure, the seconds to wait before repeating (None: do not; -1: ours to
+    choose), and whether it may be on the bill."""
+    import openai
+
+    problem = without_key(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", secret)[:300]
+    if isinstance(error, openai.APIStatusError):
+        status = error.status_code
+        if status in _REFUSED:
+            return Stop(f"the judge's server refuses: {problem}")
+        if status in _REPEATED or status >= 500:
+            wait = _retry_after(error.response.headers)
+            if wait is not None and wait > _LONGEST_WAIT:
+                return Stop(f"the judge's server asks to wait {wait:,.0f} s: {problem}")
+            return Failed(problem, gone=status == 429), -1.0 if wait is None else wait, False
+        return Failed(problem, gone=False), None, False
+    if isinstance(error, openai.APITimeoutError | TimeoutError):
+        return Failed(problem, gone=False), -1.0, True
+    if isinstance(error, openai.APIConnectionError):
+        return Failed(problem, gone=True), -1.0, True
+    if isinstance(error, ValueError | AttributeError | openai.APIError):  # no JSON, or not the JSON of an answer
+        return Failed(problem, gone=False), -1.0, True
+    raise error
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):  # absent, or a date
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None
+
+
+def without_key(text: str, secret: str) -> str:
+    """The text without the key or the parts of it that servers repeat when they refuse one."""
+    if not secret:
+        return text
+    text = text.replace(secret, "***")
+    if len(secret) >= 12:
+        for part in (secret[:8], secret[-4:]):
+            text = text.replace(part, "***")
+    return text
