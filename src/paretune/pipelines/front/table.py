@@ -50,11 +50,15 @@ def _facts(front: Mapping[str, Any]) -> list[str]:
     hours = sum(cell["seconds"] for cell in front["cells"]) / 3600
     made = f"{n} cells{f', {failed} failed' if failed else ''}, {hours:.2f} hours of work"
     seeds = ", ".join(map(str, front["seeds"]))
+    what_of = f"{_count(front['methods'], 'method')}, {_count(front['weightings'], 'weighting')}, seeds {seeds}"
     return [
-        f"{len(front['methods'])} methods, {len(front['weightings'])} weightings, seeds {seeds}; {made}. Scores: "
-        f"{front['measure']}, {front['prompts']} held-out {what}{sampled}. Commit "
+        f"{what_of}; {made}. Scores: {front['measure']}, {front['prompts']} held-out {what}{sampled}. Commit "
         f"{(front['commit'] or 'unknown')[:12]}, `{front['command']}`.",
     ]
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _explained(front: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
