@@ -296,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         develop()
         return 0
     plan = (
-        Plan(world="camps", seeds=(0, 1), steps=12, rounds=2, level=0.02, levels=(0.02,)) if options.quick else Plan()
+        Plan(world="camps", seeds=(0, 1), steps=12, rounds=2, level=0.002, levels=(0.002,)) if options.quick else Plan()
     )
     began = time.process_time()
     results: dict[str, Any] = summarize(plan, fit(plan))

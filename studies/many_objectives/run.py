@@ -52,19 +52,19 @@ C = 0.4
 METHODS = ("linear", "raco", "cagrad", "pcgrad", "mgda")
 MATCHED = "linear-matched"
 RATES = (1.25, 2.5, 5.0, 10.0, 20.0)
-LEVELS = (0.25, 0.5, 1.0)  # nats
 MAIN = "reference-free"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is run; `level` is the KL of the claims."""
+    """How much is run; fronts are read at `levels` of KL, in nats, and the claims are about `level`."""
 
     objectives: tuple[int, ...] = (2, 3, 5, 8)
     steps: int = 200
     every: int = 5
     weightings: int = 10
     level: float = 0.5
+    levels: tuple[float, ...] = (0.25, 0.5, 1.0)
     seeds: tuple[int, ...] = tuple(range(1030, 1060))
     many: int = 5  # seeds with 8 objectives, which are dear
     described: tuple[int, ...] = ()  # on the development world, without verdicts
@@ -133,7 +133,7 @@ def run_group(
         "record": list(range(0, plan.steps + 1, plan.every)),
     }
     trace, spans = train_arms(worlds, data, list(arms.values()), **shared), spans_of(arms, rates)
-    levels = LEVELS if matched else (plan.level,)
+    levels = plan.levels if matched else (plan.level,)
     points = {level: {"all": one} for level, one in w.read_at(trace, worlds, levels).items()}
     if matched:
         span = spans["raco", rates["raco"][0]]
@@ -291,7 +291,7 @@ def summarize(plan: Plan, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
             own = [cell for cell in cells if cell["world"] == kind and cell["m"] == m]
             if not own:
                 continue
-            for level in LEVELS:
+            for level in plan.levels:
                 for name in (*METHODS, MATCHED):
                     values = [cell["levels"][str(level)][name] for cell in own]
                     means = {key: w.spread([one[key] for one in values]) for key in values[0]}
@@ -332,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # sums in one thread are the same on every machine, and these tensors are small
     plan, kept = Plan(objectives=tuple(options.objectives)), HERE / "work" / "cells"
     if options.part == "quick":
-        plan = Plan(objectives=(2, 3), steps=15, weightings=3, level=0.25, seeds=(0, 1), described=())
+        plan = Plan(objectives=(2, 3), steps=15, weightings=3, level=0.01, levels=(0.01,), seeds=(0, 1), described=())
         print(json.dumps(summarize(plan, confirm(plan, None))["claims"], indent=1))
         return 0
     results = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
