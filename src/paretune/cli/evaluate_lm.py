@@ -186,8 +186,15 @@ def render(figures: dict[str, Any], label: Callable[[str], str]) -> str:
         limit = "" if of["limit"] is None else f", the first {of['limit']} documents of each task"
         said = f"lm-evaluation-harness {of['lm_eval']}, {shots} examples per prompt{limit}:"
         head = ["task", "metric", "model", "documents", "score", "minus that of", ""]
-        lines += [*([""] if lines else []), said, "", table(head, rows)]
+        lines += [*([""] if lines else []), said, "", _table(head, rows)]
     return "\n".join(lines)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Without the two columns of differences where there is none."""
+    if all(row[-2:] == ["", ""] for row in rows):
+        head, rows = head[:-2], [row[:-2] for row in rows]
+    return table(head, rows)
 
 
 def _change(of: dict[str, Any], name: str, label: Callable[[str], str], *inside: str) -> list[str]:
