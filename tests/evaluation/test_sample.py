@@ -177,7 +177,14 @@ def test_no_kl_without_a_reference() -> None:
 def test_top_p_leaves_out_the_tail_and_no_more() -> None:
     """The draws are those of the distribution cut to the fewest most probable tokens that reach top_p."""
     logits = torch.tensor([0.4, 0.1, 0.3, 0.2], dtype=torch.float64).log()[None]
-    for top_p, kept in [(0.1, [0]), (0.39, [0]), (0.41, [0, 2]), (0.69, [0, 2]), (0.75, [0, 2, 3]), (1.0, [0, 1, 2, 3])]:
+    for top_p, kept in [
+        (0.1, [0]),
+        (0.39, [0]),
+        (0.41, [0, 2]),
+        (0.69, [0, 2]),
+        (0.75, [0, 2, 3]),
+        (1.0, [0, 1, 2, 3]),
+    ]:
         uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
         drawn = _choose(logits.expand(1000, -1), uniform, 1.0, top_p)
         share = torch.bincount(drawn, minlength=4) / 1000
