@@ -27,6 +27,7 @@ COMMANDS = {
     "data": "what a data set holds: labels, agreement, conflicts, lengths",
     "sample": "several responses per prompt, from a model or an OpenAI-compatible server",
     "label": "gives rows their preferences: rules, functions of yours, reward models, judges",
+    "judge-bench": "how good judges are: accuracy, order, calibration, agreement, injected responses",
     "reward": "trains a reward model, one head per objective, which can then label rows",
     "report": "an HTML page from run directories or from a demo's folder",
     "sft": "supervised start: teaches a model to answer, before it is aligned",
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             " To go on from the last checkpoint, give the same command with --resume."
             if words[:1] in (["train"], ["sft"], ["reward"])
             else " The same command goes on."
-            if words[:1] in (["front"], ["sample"], ["label"])
+            if words[:1] in (["front"], ["sample"], ["label"], ["judge-bench"])
             else ""
         )
         return _fail(f"stopped.{hint}", 130)
@@ -104,7 +105,7 @@ def _dispatch(words: list[str]) -> int:
     if name not in COMMANDS:
         fix = f"{nearest(name, COMMANDS)} See paretune --help."
         raise InputError(f"unknown command {name!r}", expected=f"one of {', '.join(COMMANDS)}", fix=fix)
-    module = import_module(f"paretune.cli.{name}")
+    module = import_module(f"paretune.cli.{name.replace('-', '_')}")
     if not hasattr(module, "add_arguments"):
         return int(module.main(rest))
     parser = Parser(

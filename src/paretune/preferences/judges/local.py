@@ -114,17 +114,18 @@ def label_probabilities(
 
 @torch.no_grad()
 def _last_logits(model: Any, prompts: Sequence[Sequence[int]], device: str) -> torch.Tensor:
-    """(B, V) logits after each prompt, padded on the left."""
-    longest = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
+    """(B, V) logits after each prompt.
+
+    Padded on the right and without a mask: what comes after a prompt's end cannot reach back to it in a causal model,
+    and attention without a mask never builds one of (B, T, T).
+    """
+    ends = torch.tensor([len(prompt) - 1 for prompt in prompts])
+    ids = torch.zeros(len(prompts), int(ends.max()) + 1, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    out = model(**{name: value.to(device) for name, value in given.items()}, logits_to_keep=1, use_cache=False)
-    return out.logits[:, -1].float().cpu()
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+    kept, own = torch.unique(ends, return_inverse=True)
+    out = model(input_ids=ids.to(device), logits_to_keep=kept.to(device), use_cache=False)
+    return out.logits[torch.arange(len(prompts), device=device), own.to(device)].float().cpu()
 
 
 def render(tokenizer: Any, backend: LocalModel, protocol: Protocol, question: Question) -> str:
