@@ -64,7 +64,7 @@ def test_a_demos_page(tmp_path: Path) -> None:
 
 def test_nothing_to_report_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    assert "expected run.json or result.json" in capsys.readouterr().err
+    assert "expected run.json, result.json or front.json" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "gone")]) == 2
     assert "no such directory" in capsys.readouterr().err
     run = made_run(tmp_path / "first", ["x", "y"], (0.5, 0.5), "raco", 0, 3)
