@@ -96,7 +96,7 @@ def test_runs_that_held_out_other_rows_are_not_compared(
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        (None, "", "nothing to report on; expected run.json or result.json"),
+        (None, "", "nothing to report on; expected run.json, result.json or front.json"),
         ("run.json", "{", "unreadable"),
         ("run.json", "[]", "not a JSON object"),
         ("run.json", "{}", "no objectives with names and weights"),
