@@ -163,9 +163,10 @@ def fill(size: Size, path: Path, folder: Path) -> dict[tuple[int, str], dict[str
         began = time.process_time()
         points = run_base(size, seed, folder) if arm == "base" else run_arm(size, seed, arm, folder)
         cell = {"seed": seed, "arm": arm, "points": points, "CPU seconds": round(time.process_time() - began, 1)}
+        line = json.dumps(cell)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(cell) + "\n")
-        done[seed, arm] = cell
+            file.write(line + "\n")
+        done[seed, arm] = json.loads(line)  # as a later start finds it: numpy rounds otherwise than Python
         print(seed, arm, points[-1], f"{cell['CPU seconds']} s", flush=True)
     return done
 
