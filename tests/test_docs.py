@@ -112,6 +112,11 @@ def test_the_examples_of_the_labelling_page_run(folder: Path) -> None:
     assert set(TEXT_RULES) <= {name for found in rules for name in found}, "each rule has a line"
 
 
+def test_the_examples_of_the_improve_page_run(folder: Path) -> None:
+    assert run_page(ROOT / "docs" / "improve.md", folder) == 5
+    assert json.loads((folder / "runs" / "improved" / "improve.json").read_text())["status"] in ("finished", "stopped")
+
+
 METRICS = ROOT / "docs" / "metrics.md"
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "data": "what a data set holds: labels, agreement, conflicts, lengths",
     "sample": "several responses per prompt, from a model or an OpenAI-compatible server",
     "label": "gives rows their preferences: rules, functions of yours, reward models, judges",
+    "improve": "rounds of sample, label, align from prompts alone, watched by sources that are never trained on",
     "judge-bench": "how good judges are: accuracy, order, calibration, agreement, injected responses",
     "reward": "trains a reward model, one head per objective, which can then label rows",
     "report": "an HTML page from run directories or from a demo's folder",
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             " To go on from the last checkpoint, give the same command with --resume."
             if words[:1] in (["train"], ["sft"], ["reward"])
             else " The same command goes on."
-            if words[:1] in (["front"], ["sample"], ["label"], ["judge-bench"])
+            if words[:1] in (["front"], ["sample"], ["label"], ["improve"], ["judge-bench"])
             else ""
         )
         return _fail(f"stopped.{hint}", 130)

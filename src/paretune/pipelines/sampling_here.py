@@ -28,13 +28,11 @@ def sample_here(
     from paretune.policy.loading import load_scored, load_tokenizer
 
     tokenizer = load_tokenizer(settings.model)
-    encoded = [_encode(tokenizer, row.prompt, settings) for row in rows]
+    encoded = [encode_prompt(tokenizer, row.prompt, settings) for row in rows]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = load_scored(settings.model).to(device)
-    _check_lengths(model, encoded, settings)
-    generation = getattr(model, "generation_config", None)
-    ends = getattr(generation, "eos_token_id", None)
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    check_lengths(model, encoded, settings)
+    ends = ends_of(model)
     final = {tokenizer.eos_token_id, *ends}
     counts: dict[str, int] = {}
     order = sorted(range(len(rows)), key=lambda i: (len(encoded[i]), rows[i].key))
@@ -69,7 +67,14 @@ def sample_here(
     return counts
 
 
-def _encode(tokenizer: Any, prompt: Text, settings: SamplingSettings) -> list[int]:
+def ends_of(model: Any) -> list[int]:
+    """The tokens that end a response by the model's generation settings."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def encode_prompt(tokenizer: Any, prompt: Text, settings: SamplingSettings) -> list[int]:
+    """The tokens that a response follows; messages go through the chat template."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
     try:
@@ -84,7 +89,8 @@ def _encode(tokenizer: Any, prompt: Text, settings: SamplingSettings) -> list[in
     return list(ids)
 
 
-def _check_lengths(model: Any, encoded: Sequence[Sequence[int]], settings: SamplingSettings) -> None:
+def check_lengths(model: Any, encoded: Sequence[Sequence[int]], settings: SamplingSettings) -> None:
+    """Raises InputError where a prompt and max_tokens do not fit the model's context."""
     most = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, encoded))
     if isinstance(most, int) and longest + settings.max_tokens > most:

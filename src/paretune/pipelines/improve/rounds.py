@@ -1,0 +1,210 @@
+"""One round: a supervised start (the first, where asked for), draws, labels, alignment, signs of hacking.
+
+Each part goes on by its own means and is named in parts.json when it is finished; round.json comes last.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paretune.comparisons.rows import Text
+from paretune.errors import InputError
+from paretune.pipelines.improve.measure import displacement, draw, read_draws, round_seed, score, signs
+from paretune.pipelines.improve.plan import ImprovePlan, reference_of
+from paretune.pipelines.labelling import label_candidates, report_path, write_labelled
+from paretune.pipelines.methods import run_method
+from paretune.pipelines.methods.contract import changed_args
+from paretune.pipelines.sampling import open_responses
+from paretune.pipelines.sampling_here import sample_here
+from paretune.preferences.answers import AnswerStore
+from paretune.preferences.candidates import read_candidates
+from paretune.training.record import write_json
+from paretune.training.rundir import checkpoint_of
+
+
+class Parts:
+    """Which parts of a round are finished."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / "parts.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.finished: dict[str, Any] = read_json(self.path) or {}
+
+    def finish(self, name: str, **facts: Any) -> None:
+        """Keeps that a part is finished, and what there is to say about it."""
+        self.finished[name] = facts
+        write_json(self.path, self.finished)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A whole file's content; None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def run_round(plan: ImprovePlan, number: int, earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Runs a round, or what is left of it; round 0 only looks at the model that is given.
+
+    Args:
+        earlier: what the rounds before left, from round 0 on.
+
+    Returns:
+        The content of round.json: `model` is what the round left; without it `stopped` says why there is none.
+
+    Raises:
+        InputError: whatever its parts raise.
+    """
+    folder = plan.round_folder(number)
+    there = read_json(folder / "round.json")
+    if there is not None:
+        return there
+    parts, store = Parts(folder), AnswerStore(plan.cache)
+    if number == 0:
+        content: dict[str, Any] = {"round": 0, "model": plan.align.model}
+    else:
+        start = str(earlier[-1]["model"])
+        if number == 1 and plan.sft is not None:
+            start = _supervised(plan, start, parts)
+        content = {"round": number, "start": start}
+        _sample(plan, number, start, parts)
+        if not _label(plan, parts, store):
+            content["stopped"] = "the policy gives one and the same response to every prompt: nothing to compare"
+            write_json(folder / "round.json", content)
+            return content
+        content["model"] = _align(plan, start, earlier, parts)
+    content |= {"parts": parts.finished, "signs": _watch(plan, content, earlier, parts, store)}
+    write_json(folder / "round.json", content)
+    return read_json(folder / "round.json") or {}  # as a later command will read it
+
+
+def _supervised(plan: ImprovePlan, start: str, parts: Parts) -> str:
+    """A model that imitates the references of the prompts that are trained on."""
+    from paretune.training.sft import SFTConfig, run_supervised, supervised_trainer
+
+    folder = parts.folder / "sft"
+    if "sft" in parts.finished:
+        return str(folder)
+    rows = []
+    for row in plan.prompts:
+        reference: Text | None = reference_of(row)
+        if reference is not None and isinstance(row.prompt, list):
+            reference = [{"role": "assistant", "content": str(reference)}]
+        if reference is not None:
+            rows.append({"prompt": row.prompt, "response": reference})
+    data = parts.folder / "references.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    args = SFTConfig(output_dir=str(folder), **(plan.sft or {}))
+    options = {**plan.align.model_options, "merged_to": str(folder.absolute() / "base")}
+    trainer, record = supervised_trainer(
+        start,
+        args,
+        str(data),
+        peft_config=copy.deepcopy(plan.align.peft_config),
+        callbacks=plan.align.callbacks(),
+        model_options=options,
+    )
+    run_supervised(trainer, record, checkpoint_of(str(folder), True))
+    del trainer
+    gc.collect()
+    parts.finish("sft", rows=len(rows), without_reference=len(plan.prompts) - len(rows))
+    return str(folder)
+
+
+def _sample(plan: ImprovePlan, number: int, start: str, parts: Parts) -> None:
+    if "sample" in parts.finished:
+        return
+    seed = round_seed(plan.seed, number)
+    settings = dataclasses.replace(plan.sampling, model=start, seed=seed)
+    with open_responses(parts.folder / "responses.jsonl", settings, overwrite=False) as file:
+        counts: dict[str, int] = {}
+        if any(row.key not in file.finished for row in plan.prompts):
+            counts = sample_here(plan.prompts, settings, file, batch_size=plan.batch_size)
+        done = file.finish(plan.prompts)
+    gc.collect()
+    parts.finish("sample", prompts=done, left_out=counts)
+
+
+def _label(plan: ImprovePlan, parts: Parts, store: AnswerStore) -> bool:
+    """Whether there was anything to compare."""
+    out = parts.folder / "train.jsonl"
+    if "label" in parts.finished:
+        return bool(parts.finished["label"]["rows"])
+    responses = parts.folder / "responses.jsonl"
+    lines = responses.read_text(encoding="utf-8").splitlines()
+    if all(len(json.loads(line)["responses"]) < 2 for line in lines):
+        parts.finish("label", rows=0)
+        return False
+    candidates, read = read_candidates(str(responses), max_words=plan.max_words)
+    rows, report = label_candidates(
+        candidates,
+        plan.labellers,
+        store,
+        pairs=plan.pairs,
+        max_pairs=plan.max_pairs,
+        seed=plan.seed,
+        retry_failed=plan.retry_failed,
+        read=read,
+    )
+    write_labelled(rows, dataclasses.asdict(report), out)
+    parts.finish("label", rows=len(rows), warnings=report.warnings)
+    return True
+
+
+def _align(plan: ImprovePlan, start: str, earlier: Sequence[Mapping[str, Any]], parts: Parts) -> str:
+    folder = parts.folder / "run"
+    if "align" in parts.finished:
+        return str(folder)
+    reference = None
+    if plan.reference == "start" and len(earlier) > 1:
+        reference = str(earlier[1]["start"])
+    request = dataclasses.replace(
+        plan.align,
+        model=start,
+        ref_model=reference,
+        args=changed_args(plan.align.args, output_dir=str(folder)),
+        train_dataset=str(parts.folder / "train.jsonl"),
+        resume=True,
+    )
+    run_method(request)
+    gc.collect()  # a trainer refers to itself, and its model would stay beside the next one
+    parts.finish("align", reference=reference or start)
+    return str(folder)
+
+
+def _watch(
+    plan: ImprovePlan,
+    content: Mapping[str, Any],
+    earlier: Sequence[Mapping[str, Any]],
+    parts: Parts,
+    store: AnswerStore,
+) -> dict[str, Any]:
+    """The signs of hacking, also in monitors.json."""
+    path, model = parts.folder / "held_out.jsonl", str(content["model"])
+    draws = read_draws(path) if path.exists() else draw(plan, model, plan.align.model, path)
+    start = read_draws(plan.round_folder(0) / "held_out.jsonl")
+    scored = score(
+        [*plan.labellers, *plan.held_out], draws, start, store, seed=plan.seed, retry_failed=plan.retry_failed
+    )
+    found = signs(plan, draws, scored, [one["signs"] for one in earlier])
+    if earlier:
+        data = parts.folder / "train.jsonl"
+        found["displacement"] = displacement(plan, model, str(content["start"]), data)
+        labels = read_json(report_path(data)) or {}
+        kept = ("failed", "inconsistent", "first_slot_excess")
+        found["labelling"] = {
+            name: {key: figures.get(key) for key in kept} for name, figures in labels.get("sources", {}).items()
+        }
+    write_json(parts.folder / "monitors.json", found)
+    return found
+
+
+def check_round(content: Mapping[str, Any], where: Path) -> None:
+    """Raises InputError where a round's model is no longer there."""
+    model = content.get("model")
+    if model is not None and Path(str(model)).is_absolute() and not Path(str(model)).exists():
+        raise InputError("the round's model is gone", where=str(where), expected=str(model))
