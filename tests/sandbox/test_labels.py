@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paretune.errors import InputError
-from paretune.sandbox.labels import PRESETS, Labelling, conflicting, prefer, select_conflict
+from paretune.sandbox.labels import PRESETS, Labelling, ceiling, conflicting, prefer, select_conflict
 
 N = 20_000
 
@@ -170,3 +170,14 @@ def test_what_does_not_fit_is_refused() -> None:
         prefer(a, b, Labelling(), rng)
     with pytest.raises(InputError, match="no rows that conflict"):
         select_conflict(np.ones((5, 2)), np.zeros((5, 2)), 0.3, rng)
+
+
+@pytest.mark.parametrize("labelling", [Labelling(kappa=0.8), Labelling(kappa=3.0, flip=0.2, tie=0.1, missing=0.3)])
+def test_whoever_knows_the_rewards_reaches_the_ceiling_and_nobody_passes_it(labelling: Labelling) -> None:
+    a, b = rewards(n=100_000)
+    labels = prefer(a, b, labelling, np.random.default_rng(1))
+    counted = ~np.isnan(labels) & (labels != 0.5)
+    right = np.where(counted, (labels > 0.5) == (a > b), np.nan)
+    best = ceiling(a, b, labelling)
+    assert np.nanmean(right, axis=0) == pytest.approx(best, abs=5 * 0.5 / math.sqrt(counted.sum(0).min()))
+    assert (ceiling(a, b, Labelling(kappa=math.inf)) == 1).all()

@@ -128,6 +128,21 @@ def prefer(rewards_a: Floats, rewards_b: Floats, labelling: Labelling, rng: np.r
     return labels
 
 
+def ceiling(rewards_a: Floats, rewards_b: Floats, labelling: Labelling) -> Floats:
+    """The accuracy that nobody can exceed in expectation on N pairs with labels drawn so, (m,): mean max(p, 1 - p).
+
+    Whoever knows the rewards reaches it (unless more than half of the labels are turned round). Pairs that are labelled
+    a tie are left out, as accuracies leave them out.
+
+    Args:
+        rewards_a, rewards_b: (N, m), exact rewards of the two responses.
+    """
+    soft = replace(labelling, soft=True, missing=0.0, disjoint=False)
+    p = prefer(rewards_a, rewards_b, soft, np.random.default_rng(0))  # draws nothing that counts
+    tied = np.abs(_difference(rewards_a, rewards_b)) <= labelling.tie
+    return np.nanmean(np.where(tied, np.nan, np.maximum(p, 1.0 - p)), axis=0)
+
+
 def sigmoid(x: Floats) -> Floats:
     """1 / (1 + exp(-x)) without overflow; exact at -inf and inf."""
     small = np.exp(-np.abs(x))
