@@ -1,8 +1,7 @@
 """`paretune COMMAND`: finds the command, and turns errors for people into one line and an exit status.
 
-Status 0: done. 2: something that a person can put right (`InputError`). 3: a run that diverged, or cells of a front that
-failed. 130: stopped by ctrl-C.
-Everything else is a bug and keeps its traceback.
+Status 0: done. 2: something that a person can put right (`InputError`). 3: a run that diverged, or cells of a front
+that failed. 130: stopped by ctrl-C. Everything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
