@@ -20,6 +20,7 @@ from paretune.evaluation.hacking import (
     paired_change,
     prompt_means,
     repetition,
+    standardized_gain,
 )
 
 NAN = math.nan
@@ -95,3 +96,11 @@ def test_likelihood_displacement() -> None:
     found = likelihood_displacement([-4.0, -2.0, NAN], [-5.0, -1.5, -1.0])
     assert found == {"pairs": 2, "change": pytest.approx(-0.25), "fallen": 0.5}
     assert likelihood_displacement([], [])["change"] is None
+
+
+def test_gains_of_several_sources_together() -> None:
+    """In units of their spreads, by their weights, over the sources that know a prompt."""
+    before = [[0.0, 1.0, NAN], [10.0, 10.0, NAN]]
+    after = [[1.0, NAN, 1.0], [14.0, 12.0, NAN]]
+    found = standardized_gain(before, after, [0.5, 4.0], [3.0, 1.0])
+    assert found[:2] == pytest.approx([(3 * 2.0 + 1.0) / 4, 0.5]) and np.isnan(found[2])

@@ -176,7 +176,7 @@ def make_plan(settings: Any) -> ImprovePlan:
         name: value for name, value in dataclasses.asdict(keys).items() if name not in ("model", "sources", "held_out")
     }
     return ImprovePlan(
-        folder=Path(str(args.output_dir)).expanduser(),
+        folder=Path(str(args.output_dir)).expanduser().absolute(),
         align=request,
         sampling=SamplingSettings(
             model=model,
