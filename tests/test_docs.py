@@ -117,6 +117,16 @@ def test_the_examples_of_the_improve_page_run(folder: Path) -> None:
     assert json.loads((folder / "runs" / "improved" / "improve.json").read_text())["status"] in ("finished", "stopped")
 
 
+def test_the_examples_of_the_page_on_judges_run(folder: Path) -> None:
+    make_model("qwen3", vocab_size=len(chatml()), max_position_embeddings=4096).save_pretrained("Qwen/Qwen3-0.6B")
+    assert run_page(ROOT / "docs" / "judges.md", folder) == 5
+    assert (folder / "train.jsonl").is_file() and (folder / "bench.json").is_file()
+
+
+def test_the_examples_of_the_page_on_reward_models_run(folder: Path) -> None:
+    assert run_page(ROOT / "docs" / "reward_models.md", folder) == 4
+
+
 METRICS = ROOT / "docs" / "metrics.md"
 
 

@@ -88,8 +88,15 @@ def main(argv: list[str]) -> int:
     logger = logging.getLogger(__name__)
     for line in lines:
         logger.info("%s", line)
-    options = {"injections": keys.injections, "seed": keys.seed, "retry_failed": keys.retry_failed}
-    report = run_bench(bench, labellers, store, planned=planned, **options)
+    report = run_bench(
+        bench,
+        labellers,
+        store,
+        injections=keys.injections,
+        seed=keys.seed,
+        retry_failed=keys.retry_failed,
+        planned=planned,
+    )
     report.warnings = [*tiny_judges(spec), *report.warnings]
     if keys.out is not None:
         _write(Path(keys.out).expanduser(), {**dataclasses.asdict(report), "settings": _settings(keys, spec)})
