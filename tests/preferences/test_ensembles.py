@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretune.errors import InputError
+from paretune.pipelines.labelling import label_candidates
+from paretune.preferences.candidates import read_candidates
 from paretune.preferences.ensembles import combined, tilted, uncertainty_weighted
 from paretune.preferences.specs import parse_sources
 
@@ -77,3 +79,15 @@ def test_a_bad_ensemble_is_an_error(own: dict[str, Any], words: str) -> None:
         parse_sources({"x": entry})
     with pytest.raises(InputError, match="at least two"):
         parse_sources({"x": {"ensemble": [{"rule": "shorter"}]}})
+
+
+@pytest.mark.parametrize(("own", "wanted"), [({}, 0.0), ({"way": "worst"}, 1.0), ({"way": "tilted", "tau": 0.5}, 1.0)])
+def test_an_ensemble_labels_and_asks_each_member_by_itself(own: dict[str, Any], wanted: float) -> None:
+    """The members count "a" and "b": 2 and 2 for the first response, 0 and 5 for the second."""
+    rows = [{"prompt": "p", "responses": ["aabb", "bbbbb"]}]
+    members = [{"function": f"tests.preferences.members_made:count_{letter}"} for letter in "ab"]
+    (labeller,) = parse_sources({"x": {"ensemble": members, **own}})
+    candidates, _ = read_candidates(rows)
+    made, report = label_candidates(candidates, [labeller], None)
+    assert list(report.sources) == ["x.1", "x.2"] and all(one["asked"] == 2 for one in report.sources.values())
+    assert made[0]["preferences"]["x"] == wanted

@@ -252,3 +252,20 @@ def test_an_adapter_needs_no_reference(tmp_path: Path) -> None:
     assert alone == pytest.approx(beside, abs=1e-4) and max(map(abs, alone)) > 0.01
     kept = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert kept["base_model_name_or_path"] == str(base)
+
+
+def test_a_reward_model_may_start_from_an_adapter(tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base")
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    model = new_reward_model(str(tmp_path / "adapter"), ["a", "b"], None)
+    ids = torch.tensor([[5, 9, 11, 30]])
+    with torch.no_grad():
+        wanted = adapted(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+        found = model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    assert torch.allclose(found, wanted, atol=1e-4) and model.config.id2label == {0: "a", 1: "b"}
