@@ -1,0 +1,52 @@
+"""The study's world and figures by hand, its command in small, and its page against its data."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paretune.sandbox.labels import Labelling, ceiling
+from studies.reward_models import run
+from studies.reward_models.words import KIND, OPPOSITE, WORDS, WORDS_WORLD, WORTH
+
+STUDY = Path(run.__file__).parent
+
+
+def test_the_world_is_exact() -> None:
+    item = WORDS_WORLD.make_item(random.Random(0))
+    asked = [word for word in WORDS if KIND[word] == item.facts][:2]
+    against = [word for word in WORDS if KIND[word] == OPPOSITE[item.facts]][:1]
+    words = [*asked, *against]
+    assert WORDS_WORLD.score(item, " ".join(words)) == {"worth": sum(WORTH[w] for w in words), "fitting": 1.0}
+    assert {list(KIND.values()).count(kind) for kind in OPPOSITE} == {len(WORDS) // 4}
+
+
+def test_who_knows_the_rewards_lacks_nothing_and_a_coin_lacks_the_rest() -> None:
+    held = run.draw_responses(WORDS_WORLD, 60, 3, held_out=True)
+    for i in range(2):
+        best = run.judged(held, [one["rewards"][:, i] for one in held], i, 2.0)
+        pairs = [(a, b) for one in held for k, a in enumerate(one["rewards"]) for b in one["rewards"][k + 1 :]]
+        a, b = (np.array(side) for side in zip(*pairs, strict=True))
+        ties = (a == b)[:, i].mean()  # a coin's label, 1/2 for everybody
+        wanted = 0.5 * ties + (1 - ties) * ceiling(a, b, Labelling(kappa=2.0))[i]
+        assert best["accuracy"] == pytest.approx(best["ceiling"]) == pytest.approx(wanted)
+        assert best["shortfall"] == pytest.approx(0, abs=1e-12) and best["reached"] and best["pairs"] == len(pairs)
+        coin = run.judged(held, [np.zeros(len(one["rewards"])) for one in held], i, 2.0)
+        assert coin["accuracy"] == pytest.approx(0.5) and not coin["reached"]
+        assert coin["shortfall"] == pytest.approx(best["ceiling"] - 0.5)
+
+
+def test_utilities_have_the_noise_that_the_ceiling_is_of() -> None:
+    one = {"prompt": "p", "responses": ["a", "b"], "group": "g", "rewards": np.array([[0.3, 0.0], [0.0, 1.0]])}
+    rows = run.scored_rows(WORDS_WORLD, [one] * 20_000, 2.0, 0)
+    u = np.array([[row["scores"][name] for name in WORDS_WORLD.objectives] for row in rows])
+    wins = (u[:, :, 0] > u[:, :, 1]).mean(0)
+    assert wins == pytest.approx(1 / (1 + np.exp([-0.6, 2.0])), abs=0.015)
+
+
+def test_a_listwise_model_comes_near_in_small() -> None:
+    found = run.study(["listwise"], items=(250, 100))["kinds"]["listwise"]
+    assert found["worth"]["shortfall"] < 0.06 and found["worth"]["accuracy"] > 0.6
