@@ -38,7 +38,12 @@ def test_labels_of_a_judge_here_and_on_a_server(
     assert paretune("label", data, "--sources", json.dumps(spec), "--out", here) == 0
     assert "24 calls to make" in capsys.readouterr().err
     with serving(*saved[1:]) as server:
-        online = {"judge": "tiny", "server": server.url, "prefill": True, "request": {"top_logprobs": 500}}
+        online = {
+            "judge": "tiny",
+            "server": server.url,
+            "prefill": True,
+            "request": {"top_logprobs": 500, "max_tokens": 1},
+        }
         spec = {"good": {**online, "protocol": "guided"}, "brief": {**online, **rubric}}
         assert paretune("label", data, "--sources", json.dumps(spec), "--out", there) == 0
         assert len(server.requests) == 48

@@ -20,7 +20,8 @@ from paretune.preferences.source import Item
 from tests.preferences.judges.made import judge_model, responses
 from tests.servers_made import ModelServer, serving
 
-ALL = {"top_logprobs": 500}  # of a random model's vocabulary, all of which our server lists
+# of a random model's vocabulary, all of which our server lists
+ALL = {"top_logprobs": 500, "max_tokens": 1}
 
 
 @pytest.fixture(scope="module")
