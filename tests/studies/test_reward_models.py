@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -50,3 +51,18 @@ def test_utilities_have_the_noise_that_the_ceiling_is_of() -> None:
 def test_a_listwise_model_comes_near_in_small() -> None:
     found = run.study(["listwise"], items=(250, 100))["kinds"]["listwise"]
     assert found["worth"]["shortfall"] < 0.06 and found["worth"]["accuracy"] > 0.6
+
+
+def test_the_page_says_what_the_data_say() -> None:
+    results = json.loads((STUDY / "results.json").read_text(encoding="utf-8"))
+    page = (STUDY / "README.md").read_text(encoding="utf-8")
+    assert results["bound"] == run.BOUND and set(run.KINDS) <= set(results["kinds"])
+    for kind, figures in results["kinds"].items():
+        own = [figures[name] for name in WORDS_WORLD.objectives]
+        cells = [
+            f"{100 * one['accuracy']:.2f} of {100 * one['ceiling']:.2f} | "
+            f"{100 * one['interval'][0]:.2f} to {100 * one['interval'][1]:.2f}"
+            for one in own
+        ]
+        assert f"| {kind} | {' | '.join(cells)} |" in page, kind
+        assert all(one["reached"] for one in own), "the page says that every kind reaches it"
