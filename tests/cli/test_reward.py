@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from tests.cli.made import paretune, records, text, write_jsonl
+from tests.cli.made import paretune, records, saved_weights, text, write_jsonl
 
 QUICK = [
     *["--num_train_epochs", "2", "--learning_rate", "5e-3", "--per_device_train_batch_size", "8"],
@@ -109,6 +109,21 @@ def test_one_head_per_objective_of_comparisons(model: Path, rows: str, tmp_path:
     again = tmp_path / "rm3"  # a reward model as the base of another: its trunk stays, its heads are new
     words = ["--data", rows, "--model", out2, "--output_dir", again, *QUICK[:-2], "--max_steps", "1"]
     assert paretune("reward", *words) == 0
+
+
+def test_a_stopped_run_goes_on_to_the_same_model(model: Path, rows: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    quick = [word if word != "no" else "steps" for word in QUICK[:-2]]
+    words = ["--data", rows, "--model", model, *quick, "--save_steps", "2"]
+    assert paretune("reward", *words, "--output_dir", whole) == 0
+    assert paretune("reward", *words, "--output_dir", parts) == 0
+    (parts / "model.safetensors").unlink()
+    record = json.loads((parts / "run.json").read_text())
+    (parts / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    assert (parts / "checkpoint-2").is_dir()
+    assert paretune("reward", *words, "--output_dir", parts, "--resume", parts / "checkpoint-2") == 0
+    first, second = (saved_weights(path) for path in (whole, parts))
+    assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
 
 
 @pytest.mark.parametrize(
