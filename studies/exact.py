@@ -5,8 +5,10 @@ Used by `does_raco_win`, `clipping` and `micro_batches`; the rules are in `PROTO
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,7 @@ from paretune.sandbox.bandit import Bandit, make_bandit  # noqa: E402
 from paretune.sandbox.bandit_fronts import at_divergence, ceiling, held_out, reference_points  # noqa: E402
 from paretune.sandbox.bandit_runs import Comparisons, sampled  # noqa: E402
 from paretune.sandbox.labels import Labelling  # noqa: E402
+from paretune.training.record import commit, versions, write_json  # noqa: E402
 
 BETA, C, ROWS, BATCH = 0.2, 0.4, 2_000, 64
 DEVELOPMENT, CONFIRMATION = range(10), range(1000, 1030)
@@ -207,3 +210,57 @@ def verdicts(family: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]
             "verdict": ", ".join(words) or "undecided",
         }
     return found
+
+
+def command(
+    folder: Path,
+    description: str | None,
+    arguments: Sequence[str] | None,
+    *,
+    develop: Callable[[dict[str, Any], bool], dict[str, Any]],
+    keys: Callable[[bool], list[str]],
+    cell: Callable[[dict[str, Any], bool, str], dict[str, Any]],
+    conclude: Callable[[dict[str, Any]], dict[str, Any]],
+    primary: str,
+) -> int:
+    """A study's command line: --develop freezes choices, otherwise cells are filled and verdicts drawn up.
+
+    Args:
+        folder: the study's, where frozen.json, cells.jsonl and results.json lie.
+        develop: (what was frozen before, quick) -> what is frozen.
+        keys: quick -> the confirmation's cells.
+        cell: (frozen, quick, key) -> the cell.
+        conclude: cells -> results, "verdicts" among them.
+        primary: the family that is printed.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--develop", action="store_true", help="development seeds; writes frozen.json")
+    parser.add_argument("--quick", action="store_true", help="two seeds, few steps, nothing written")
+    parser.add_argument(
+        "--part", type=int, nargs=2, metavar=("I", "N"), help="cells I, I + N, ... alone, no conclusions"
+    )
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    began, quick, kept = time.perf_counter(), options.quick, folder / "frozen.json"
+    frozen = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() and not quick else {}
+    if options.develop or quick:
+        frozen = develop(frozen, quick)
+    if options.develop and not quick:
+        write_json(kept, {**frozen, "commit": commit()})
+        return 0
+    part = slice(*(options.part[0], None, options.part[1]) if options.part else (None,))
+    cells = fill(None if quick else folder / "cells.jsonl", keys(quick)[part], lambda key: cell(frozen, quick, key))
+    if options.part:
+        return 0
+    results = {
+        "command": f"python studies/{folder.name}/run.py",
+        "commit": commit(),
+        "versions": versions(),
+        "seconds of this call": round(time.perf_counter() - began, 1),
+        **conclude(cells),
+    }
+    if not quick:
+        write_json(folder / "results.json", results)
+    for name, row in results["verdicts"][primary].items():
+        print(f"{name:32} {row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] {row['verdict']}")
+    return 0

@@ -9,10 +9,7 @@ What is compared, and how, was declared in PROTOCOL.md beside this file before t
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
@@ -28,7 +25,6 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[1] / "src")]
 from paretune.sandbox.bandit_arms import Arm, Combined, Step, corrected, train_arms, weighted  # noqa: E402
 from paretune.sandbox.bandit_fronts import held_out  # noqa: E402
 from paretune.sandbox.batched_raco import gram_angles, raco_many, raco_two  # noqa: E402
-from paretune.training.record import commit, versions, write_json  # noqa: E402
 from studies.exact import (  # noqa: E402
     BATCH,
     CHUNK,
@@ -37,7 +33,7 @@ from studies.exact import (  # noqa: E402
     C,
     Setting,
     ceiling_of,
-    fill,
+    command,
     read_at,
     record_steps,
     rounded,
@@ -199,46 +195,31 @@ def conclude(cells: dict[str, Any]) -> dict[str, Any]:
     return {"verdicts": found, "clipping": what}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--develop", action="store_true", help="development seeds; writes frozen.json")
-    parser.add_argument("--quick", action="store_true", help="two seeds, few steps, nothing written")
-    parser.add_argument(
-        "--part", type=int, nargs=2, metavar=("I", "N"), help="cells I, I + N, ... alone, no conclusions"
-    )
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    plan = QUICK if options.quick else Plan()
-    began = time.perf_counter()
-    tuned = WORLDS[:-1]
-    if options.develop or options.quick:
-        some = [(2, "knob 1"), (3, "knob 1")] if options.quick else [(m, world) for m in OBJECTIVES for world in tuned]
-        frozen = {f"{m}/{world}": float(f"{develop(plan, m, world):.3g}") for m, world in some}
-        if not options.quick:
-            write_json(HERE / "frozen.json", {"commit": commit(), "late level": frozen})
-            return 0
-    else:
-        frozen = json.loads((HERE / "frozen.json").read_text(encoding="utf-8"))["late level"]
+def frozen_levels(before: dict[str, Any], quick: bool) -> dict[str, Any]:
+    some = [(2, "knob 1"), (3, "knob 1")] if quick else [(m, world) for m in OBJECTIVES for world in WORLDS[:-1]]
+    levels = {f"{m}/{world}": float(f"{develop(QUICK if quick else Plan(), m, world):.3g}") for m, world in some}
+    return {"late level": levels}
+
+
+def cell_keys(quick: bool) -> list[str]:
+    plan = QUICK if quick else Plan()
     starts = range(plan.confirmation.start, plan.confirmation.stop, plan.chunk)
-    keys = [f"{m}/{world}/{start}" for m in OBJECTIVES for world in WORLDS for start in starts]
-    if options.quick:
-        keys = [f"2/knob 1/{starts[0]}", f"3/untuned/{starts[0]}"]
-    if options.part:
-        fill(HERE / "cells.jsonl", keys[options.part[0] :: options.part[1]], lambda key: cell(plan, frozen, key))
-        return 0
-    cells = fill(None if options.quick else HERE / "cells.jsonl", keys, lambda key: cell(plan, frozen, key))
-    results = {
-        "command": "python studies/clipping/run.py",
-        "commit": commit(),
-        "versions": versions(),
-        "seconds of this call": round(time.perf_counter() - began, 1),
-        **conclude(cells),
-    }
-    if not options.quick:
-        write_json(HERE / "results.json", results)
-    for name, row in results["verdicts"]["primary: raco - cagrad, late"].items():
-        print(f"{name:16} {row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] {row['verdict']}")
-    return 0
+    if quick:
+        return [f"2/knob 1/{starts[0]}", f"3/untuned/{starts[0]}"]
+    return [f"{m}/{world}/{start}" for m in OBJECTIVES for world in WORLDS for start in starts]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return command(
+        HERE,
+        __doc__,
+        arguments,
+        develop=frozen_levels,
+        keys=cell_keys,
+        cell=lambda frozen, quick, key: cell(QUICK if quick else Plan(), frozen["late level"], key),
+        conclude=conclude,
+        primary="primary: raco - cagrad, late",
+    )
 
 
 if __name__ == "__main__":

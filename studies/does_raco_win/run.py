@@ -9,10 +9,7 @@ What is compared, and how, was declared in PROTOCOL.md beside this file before t
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +32,6 @@ from paretune.sandbox.bandit_arms import (  # noqa: E402
     weighted,
 )
 from paretune.sandbox.bandit_fronts import held_out, held_out_losses  # noqa: E402
-from paretune.training.record import commit, versions, write_json  # noqa: E402
 from studies.exact import (  # noqa: E402
     BATCH,
     CHECKPOINTS,
@@ -48,7 +44,7 @@ from studies.exact import (  # noqa: E402
     Setting,
     best_of,
     ceiling_of,
-    fill,
+    command,
     read_at,
     record_steps,
     rounded,
@@ -307,49 +303,33 @@ def conclude(cells: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--develop", action="store_true", help="development seeds; writes frozen.json")
-    parser.add_argument("--quick", action="store_true", help="two seeds, few steps, nothing written")
-    parser.add_argument(
-        "--part", type=int, nargs=2, metavar=("I", "N"), help="cells I, I + N, ... alone, no conclusions"
-    )
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    plan = QUICK if options.quick else Plan()
-    began = time.perf_counter()
-    if options.develop or options.quick:
-        kept = HERE / "frozen.json"
-        frozen = json.loads(kept.read_text(encoding="utf-8")) if options.develop and kept.exists() else {}
-        for name, grid in GRIDS.items():  # a condition whose grid has not moved since is not repeated
-            if frozen.get(name, {}).get("grid") != list(grid):
-                frozen[name] = develop(plan, *name.split())
-            print(f"{name:16} {frozen[name]['step size']} mark {frozen[name]['mark']}", flush=True)
-        if not options.quick:
-            write_json(kept, {**frozen, "commit": commit()})
-            return 0
-    else:
-        frozen = json.loads((HERE / "frozen.json").read_text(encoding="utf-8"))
+def frozen_choices(before: dict[str, Any], quick: bool) -> dict[str, Any]:
+    found = dict(before)
+    for name, grid in GRIDS.items():  # a condition whose grid has not moved since is not repeated
+        if found.get(name, {}).get("grid") != list(grid):
+            found[name] = develop(QUICK if quick else Plan(), *name.split())
+        print(f"{name:16} {found[name]['step size']} mark {found[name]['mark']}", flush=True)
+    return found
+
+
+def cell_keys(quick: bool) -> list[str]:
+    plan = QUICK if quick else Plan()
     starts = range(plan.confirmation.start, plan.confirmation.stop, plan.chunk)
     keys = [f"{w}/{v}/{o}/{s}" for w in WORLDS for v in VARIANTS for o in OPTIMIZERS for s in starts]
-    if options.quick:
-        keys = [keys[0], keys[-1]]
-    if options.part:
-        fill(HERE / "cells.jsonl", keys[options.part[0] :: options.part[1]], lambda key: cell(plan, frozen, key))
-        return 0
-    cells = fill(None if options.quick else HERE / "cells.jsonl", keys, lambda key: cell(plan, frozen, key))
-    results = {
-        "command": "python studies/does_raco_win/run.py",
-        "commit": commit(),
-        "versions": versions(),
-        "seconds of this call": round(time.perf_counter() - began, 1),
-        "verdicts": conclude(cells),
-    }
-    if not options.quick:
-        write_json(HERE / "results.json", results)
-    for name, row in results["verdicts"]["primary: raco - linear-matched, late"].items():
-        print(f"{name:32} {row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] {row['verdict']}")
-    return 0
+    return [keys[0], keys[-1]] if quick else keys
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return command(
+        HERE,
+        __doc__,
+        arguments,
+        develop=frozen_choices,
+        keys=cell_keys,
+        cell=lambda frozen, quick, key: cell(QUICK if quick else Plan(), frozen, key),
+        conclude=lambda cells: {"verdicts": conclude(cells)},
+        primary="primary: raco - linear-matched, late",
+    )
 
 
 if __name__ == "__main__":

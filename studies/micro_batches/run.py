@@ -10,10 +10,7 @@ step. What is compared, and how, was declared in PROTOCOL.md beside this file be
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +33,6 @@ from paretune.sandbox.bandit_arms import (  # noqa: E402
     weighted,
 )
 from paretune.sandbox.bandit_fronts import held_out  # noqa: E402
-from paretune.training.record import commit, versions, write_json  # noqa: E402
 from studies.exact import (  # noqa: E402
     BATCH,
     CHUNK,
@@ -45,7 +41,7 @@ from studies.exact import (  # noqa: E402
     C,
     Setting,
     ceiling_of,
-    fill,
+    command,
     read_at,
     record_steps,
     rounded,
@@ -194,44 +190,30 @@ def conclude(cells: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--develop", action="store_true", help="development seeds; writes frozen.json")
-    parser.add_argument("--quick", action="store_true", help="two seeds, few steps, nothing written")
-    parser.add_argument(
-        "--part", type=int, nargs=2, metavar=("I", "N"), help="cells I, I + N, ... alone, no conclusions"
-    )
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    plan = QUICK if options.quick else Plan()
-    began = time.perf_counter()
-    if options.develop or options.quick:
-        tuned = [one for one in CONDITIONS if one.startswith("default")]
-        frozen = {one: float(f"{develop(plan, one):.3g}") for one in (tuned[:1] if options.quick else tuned)}
-        if not options.quick:
-            write_json(HERE / "frozen.json", {"commit": commit(), "late level": frozen})
-            return 0
-    else:
-        frozen = json.loads((HERE / "frozen.json").read_text(encoding="utf-8"))["late level"]
+def frozen_levels(before: dict[str, Any], quick: bool) -> dict[str, Any]:
+    tuned = [one for one in CONDITIONS if one.startswith("default")]
+    some, plan = (tuned[:1], QUICK) if quick else (tuned, Plan())
+    return {"late level": {one: float(f"{develop(plan, one):.3g}") for one in some}}
+
+
+def cell_keys(quick: bool) -> list[str]:
+    plan = QUICK if quick else Plan()
     starts = range(plan.confirmation.start, plan.confirmation.stop, plan.chunk)
     keys = [f"{one}/{start}" for one in CONDITIONS for start in starts]
-    keys = [f"{CONDITIONS[0]}/{starts[0]}"] if options.quick else keys
-    if options.part:
-        fill(HERE / "cells.jsonl", keys[options.part[0] :: options.part[1]], lambda key: cell(plan, frozen, key))
-        return 0
-    cells = fill(None if options.quick else HERE / "cells.jsonl", keys, lambda key: cell(plan, frozen, key))
-    results = {
-        "command": "python studies/micro_batches/run.py",
-        "commit": commit(),
-        "versions": versions(),
-        "seconds of this call": round(time.perf_counter() - began, 1),
-        **conclude(cells),
-    }
-    if not options.quick:
-        write_json(HERE / "results.json", results)
-    for name, row in results["verdicts"]["primary: micro-batches - whole, late"].items():
-        print(f"{name:32} {row['mean']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] {row['verdict']}")
-    return 0
+    return keys[:1] if quick else keys
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return command(
+        HERE,
+        __doc__,
+        arguments,
+        develop=frozen_levels,
+        keys=cell_keys,
+        cell=lambda frozen, quick, key: cell(QUICK if quick else Plan(), frozen["late level"], key),
+        conclude=conclude,
+        primary="primary: micro-batches - whole, late",
+    )
 
 
 if __name__ == "__main__":

@@ -68,11 +68,9 @@ def test_normalizing_makes_the_direction_free_of_scale() -> None:
     torch.testing.assert_close(directions[0], directions[1], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", COMBINERS)
+@pytest.mark.parametrize("name", [name for name in COMBINERS if name != "replay"])  # it plays what it was given
 def test_an_absent_objective_changes_nothing_for_the_rest(name: str) -> None:
     """Its gradient, its loss (NaN) and its memory are out of the way; the rest is as if it had never been there."""
-    if name == "replay":
-        pytest.skip("replays what it was given")
     present = torch.tensor([True, False, True])
     gram = GRAM * present[:, None] * present[None, :]
     losses = torch.tensor([0.7, torch.nan, 0.4], dtype=torch.float64)

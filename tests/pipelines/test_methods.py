@@ -15,23 +15,16 @@ from paretune.combine import COMBINERS
 from paretune.errors import InputError
 from paretune.evaluation.sample import sample
 from paretune.objectives import Objective
-from paretune.pipelines.methods import METHODS, Request, check_method, find_method, load_outcome, run_method
+from paretune.pipelines.methods import METHODS, check_method, find_method, load_outcome, run_method
 from paretune.pipelines.methods.contract import single_run
 from tests.cli.made import save_model, saved_weights
-from tests.runs_made import made_text_rows, small_config
-
-OBJECTIVES = [Objective("helpful", weight=0.6), Objective("concise", weight=0.4)]
+from tests.pipelines.methods_made import asked
+from tests.runs_made import small_config
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_model(tmp_path_factory.mktemp("base")))
-
-
-def asked(model: str, folder: Path, method: str, **changes: Any) -> Request:
-    args = small_config(folder, **{"max_steps": 2, **changes.pop("config", {})})
-    request = Request(method, model, args, OBJECTIVES, made_text_rows(24))
-    return replace(request, **changes)
 
 
 def record(folder: Path) -> dict[str, Any]:

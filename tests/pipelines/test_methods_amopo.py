@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,13 @@ from paretune.pipelines.methods.amopo import (
     general_labels,
 )
 from tests.cli.made import save_model, write_jsonl
-from tests.runs_made import made_text_rows, small_config
-
-OBJECTIVES = [Objective("helpful", weight=0.6), Objective("concise", weight=0.4)]
+from tests.pipelines.methods_made import asked
+from tests.runs_made import made_text_rows
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_model(tmp_path_factory.mktemp("base")))
-
-
-def asked(model: str, folder: Path, method: str, **changes: Any) -> Request:
-    args = small_config(folder, **{"max_steps": 2, **changes.pop("config", {})})
-    return replace(Request(method, model, args, OBJECTIVES, made_text_rows(24)), **changes)
 
 
 def test_confidence_is_mean_and_deviation_of_token_probabilities() -> None:

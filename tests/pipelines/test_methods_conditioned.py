@@ -21,11 +21,12 @@ from paretune.pipelines.methods import METHODS, Request, check_method, load_outc
 from paretune.pipelines.methods.conditioned import cos_rows
 from paretune.pipelines.methods.cpo import conditioned_rows, rated_data, ratings_prefix, scale_of
 from tests.cli.made import records, save_model, saved_weights
-from tests.runs_made import made_text_rows, small_config
+from tests.pipelines.methods_made import OBJECTIVES
+from tests.pipelines.methods_made import asked as any_request
+from tests.runs_made import made_text_rows
 from tests.tokenizers_made import chatml, word_level
 
 NAMES = ["helpful", "concise"]
-OBJECTIVES = [Objective("helpful", weight=0.6), Objective("concise", weight=0.4)]
 SCORED = [Objective("helpful", weight=0.6), Objective("short", weight=0.4)]
 
 
@@ -35,11 +36,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def asked(model: str, folder: Path, method: str, **changes: Any) -> Request:
-    args = small_config(folder, **{"max_steps": 2, **changes.pop("config", {})})
-    request = Request(method, model, args, OBJECTIVES, made_text_rows(24))
-    if method == "cpo":
-        request = replace(request, objectives=SCORED, train_dataset=records("scores", 24))
-    return replace(request, **changes)
+    data = {"objectives": SCORED, "train_dataset": records("scores", 24)} if method == "cpo" else {}
+    return any_request(model, folder, method, **{**data, **changes})
 
 
 def record(folder: Path) -> dict[str, Any]:

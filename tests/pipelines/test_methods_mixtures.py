@@ -14,12 +14,11 @@ from peft import LoraConfig
 
 from paretune.errors import InputError
 from paretune.evaluation.sample import sample
-from paretune.objectives import Objective
 from paretune.pipelines.methods import METHODS, Request, check_method, load_outcome, run_method
 from tests.cli.made import save_model, saved_weights
-from tests.runs_made import made_text_rows, small_config
+from tests.pipelines.methods_made import OBJECTIVES
+from tests.pipelines.methods_made import asked as any_request
 
-OBJECTIVES = [Objective("helpful", weight=0.6), Objective("concise", weight=0.4)]
 IDS = torch.arange(3, 12)[None]
 
 
@@ -29,8 +28,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def asked(model: str, folder: Path, method: str, **changes: Any) -> Request:
-    args = small_config(folder, **{"max_steps": 2, "learning_rate": 0.03, **changes.pop("config", {})})
-    return replace(Request(method, model, args, OBJECTIVES, made_text_rows(24)), **changes)
+    return any_request(
+        model, folder, method, **{**changes, "config": {"learning_rate": 0.03, **changes.get("config", {})}}
+    )
 
 
 def record(folder: Path) -> dict[str, Any]:

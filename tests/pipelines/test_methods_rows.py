@@ -20,24 +20,18 @@ from paretune.comparisons.formats import read_comparisons
 from paretune.errors import InputError
 from paretune.losses import LogProbs, batch_losses
 from paretune.objectives import Objective
-from paretune.pipelines.methods import METHODS, Request, check_method, load_outcome, run_method
+from paretune.pipelines.methods import METHODS, check_method, load_outcome, run_method
 from paretune.pipelines.methods.contract import single_run
 from paretune.pipelines.methods.filters import agreeing, front_pairs
 from paretune.pipelines.methods.modpo import implicit_gaps, scores_of
 from tests.cli.made import save_model, write_jsonl
-from tests.runs_made import made_text_rows, small_config
-
-OBJECTIVES = [Objective("helpful", weight=0.6), Objective("concise", weight=0.4)]
+from tests.pipelines.methods_made import OBJECTIVES, asked
+from tests.runs_made import made_text_rows
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_model(tmp_path_factory.mktemp("base")))
-
-
-def asked(model: str, folder: Path, method: str, **changes: Any) -> Request:
-    args = small_config(folder, **{"max_steps": 2, **changes.pop("config", {})})
-    return replace(Request(method, model, args, OBJECTIVES, made_text_rows(24)), **changes)
 
 
 def record(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from paretune.errors import InputError
 from paretune.pipelines.sampling import Drawn, Progress, PromptRow, ResponseFile, SamplingSettings, tidy
+from paretune.preferences.secrets import without_key
 
 _IN_A_ROW = 8  # prompts that failed one after another: the server is gone
 
@@ -118,14 +119,4 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _problem(error: BaseException, secret: str) -> str:
-    text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    # servers repeat parts of a key that they refuse
-    return text[:300] if not secret else _without(text, secret)[:300]
-
-
-def _without(text: str, secret: str) -> str:
-    text = text.replace(secret, "***")
-    if len(secret) >= 12:
-        for part in (secret[:8], secret[-4:]):
-            text = text.replace(part, "***")
-    return text
+    return without_key(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", secret)[:300]

@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from paretune.evaluation.front import hypervolume
 from paretune.evaluation.report.load import Point, Run, World
+from paretune.evaluation.statistics import Interval, paired_interval
 
 MOST_POINTS = 150  # of a drawn curve; longer ones are averaged in blocks
-
-# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the table the last is a little too wide.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclass(frozen=True)
@@ -244,16 +242,10 @@ def volumes(world: World) -> Volumes | None:
     return Volumes(reference, best, len(common), shares, [m for m in by_method if m not in methods])
 
 
-def paired_difference(
-    ours: dict[int | None, float], theirs: dict[int | None, float]
-) -> tuple[float, float, int] | None:
-    """(mean, half width of its 95 % t interval, seeds) of ours - theirs over common seeds; None below two seeds."""
+def paired_difference(ours: dict[int | None, float], theirs: dict[int | None, float]) -> Interval | None:
+    """ours - theirs over their common seeds, with its 95 % t interval; None below two seeds."""
     common = [seed for seed in ours if seed in theirs]
-    if len(common) < 2:
-        return None
-    differences = np.array([ours[seed] - theirs[seed] for seed in common])
-    t = _T[min(len(common) - 1, len(_T)) - 1]
-    return float(differences.mean()), float(t * differences.std(ddof=1) / math.sqrt(len(common))), len(common)
+    return paired_interval([ours[seed] - theirs[seed] for seed in common]) if len(common) > 1 else None
 
 
 def _number(value: Any) -> bool:

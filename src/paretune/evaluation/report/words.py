@@ -166,13 +166,12 @@ def difference_words(world: World, found: Volumes | None) -> list[str]:
     compared = paired_difference(found.shares["raco"], found.shares["linear"])
     if compared is None:
         return ["RACO and linear weighting share fewer than two complete seeds, so their difference has no interval."]
-    mean, half, n = compared
-    interval = f"{number(mean - half, '+.3f')} to {number(mean + half, '+.3f')}"
-    text = f"Over {n} seeds and {found.weightings} weightings, RACO's share of the volume in the table below differed "
-    text += f"from linear's by {number(mean, '+.3f')} (95 % interval over seeds {interval})"
-    if mean - half <= 0 <= mean + half:
+    interval = f"{number(compared.low, '+.3f')} to {number(compared.high, '+.3f')}"
+    text = f"Over {compared.n} seeds and {found.weightings} weightings, RACO's share of the volume in the table below "
+    text += f"differed from linear's by {number(compared.mean, '+.3f')} (95 % interval over seeds {interval})"
+    if compared.low <= 0 <= compared.high:
         return [text + ": the interval contains 0, so no difference is shown."]
-    side = "higher" if mean > 0 else "lower"
+    side = "higher" if compared.mean > 0 else "lower"
     return [text + f": {side} on these prompts, with these settings. Other data may say otherwise."]
 
 

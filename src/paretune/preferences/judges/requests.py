@@ -11,6 +11,7 @@ from typing import Any
 from paretune.preferences.judges.protocols import Protocol, Question
 from paretune.preferences.judges.reading import Token
 from paretune.preferences.judges.spending import Cost
+from paretune.preferences.secrets import without_key
 
 _LONGEST_WAIT = 120.0  # seconds that a server may ask for before that counts as "does not answer"
 _REPEATED = (408, 409, 429)
@@ -163,14 +164,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         if math.isfinite(seconds) and seconds >= 0:
             return seconds
     return None
-
-
-def without_key(text: str, secret: str) -> str:
-    """The text without the key or the parts of it that servers repeat when they refuse one."""
-    if not secret:
-        return text
-    text = text.replace(secret, "***")
-    if len(secret) >= 12:
-        for part in (secret[:8], secret[-4:]):
-            text = text.replace(part, "***")
-    return text
