@@ -24,6 +24,7 @@ from paretune.losses import BatchLosses, LogProbs, batch_losses
 from paretune.objectives import Objective
 from paretune.policy.logprobs import ResponseLogprobs, Scorer, response_logprobs
 from paretune.policy.reference import Reference, reference_logprobs
+from paretune.training.config import RACOConfig
 
 
 def log_probs(
@@ -166,6 +167,15 @@ def _made_losses(scores: ResponseLogprobs) -> BatchLosses:
     return batch_losses([Objective("made", loss="ipo", beta=0.1)], 0.1, logps, one[:, None])
 
 
-def label_shares(labelled: np.ndarray, step: int) -> Tensor:
-    """(m,) float64: the labels of each objective that a step of this many comparisons holds on average."""
-    return torch.from_numpy(labelled).double().mean(0) * step
+def loss_divisors(args: RACOConfig, counts: Tensor, labelled: np.ndarray) -> Tensor:
+    """(m,) float64: what each objective's sum of losses is divided by in a step; 1 where it has no label.
+
+    Args:
+        args: of the run: `normalize`, and how many comparisons a step holds.
+        counts: (m,) labels of the step, over all ranks.
+        labelled: (rows, m) bool, where the training rows have labels.
+    """
+    if args.normalize == "step":
+        return counts.clamp_min(1.0)
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return (torch.from_numpy(labelled).double().mean(0) * min(size, len(labelled))).clamp_min(1e-300)

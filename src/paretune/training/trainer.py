@@ -21,8 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from paretune.comparisons.batches import collate, to_device
-from paretune.comparisons.lengths import batches_by_length, extents, part_lengths, rank_share
+from paretune.comparisons.batches import to_device
 from paretune.comparisons.tokens import pad_id
 from paretune.errors import DivergedError, InputError
 from paretune.gradients import GradientStack, RowBasis, RowLayers, trainable_parameters
@@ -38,15 +37,16 @@ from paretune.training.combining import StepCombiner
 from paretune.training.config import RACOConfig
 from paretune.training.data import TokenizedData, each, prepare_data, prepare_sets
 from paretune.training.diagnostics import ComparisonSums, StepMeans, norm_warning, step_metrics, sum_over_ranks
+from paretune.training.loaders import collate_rows, eval_loader, train_loader
 from paretune.training.precompute import with_reference
 from paretune.training.record import ConflictBar, HistoryCallback, RunRecord, StepClock
-from paretune.training.sampler import StepDataset, StepLoader, StepSampler, count_labels
+from paretune.training.sampler import StepDataset, count_labels
 from paretune.training.step import (
     differentiate,
     differentiate_each,
     differentiate_twice,
-    label_shares,
     log_probs,
+    loss_divisors,
     single_pass_reason,
 )
 from paretune.training.storage import decide_storage, step_basis
@@ -179,36 +179,14 @@ class RACOTrainer(Trainer):
         self.reference = Reference("precomputed")
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = collate(rows, layout=self.scorer.layout, pad_id=self.pad)
-        for key in ("ref_a", "ref_b"):
-            if key in rows[0]:
-                batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float64)
-        if "count_only" in rows[0]:
-            batch["count_only"] = torch.tensor([row["count_only"] for row in rows])
-        return batch
+        return collate_rows(rows, layout=self.scorer.layout, pad_id=self.pad)
 
     # ---- data ----
 
     def get_train_dataloader(self) -> DataLoader:
         """This rank's micro-batches; the step, not the rank, decides which rows it sees."""
-        args = self.args
-        sampler = StepSampler(
-            self.train_data.labelled,
-            extents(part_lengths(self.train_data.rows), self.scorer.layout),
-            micro_batch=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            rank=args.process_index,
-            world=args.world_size,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-        )
-        return StepLoader(
-            self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            persistent_workers=args.dataloader_persistent_workers,
-        )
+        dataset: Any = self.train_dataset
+        return train_loader(dataset, self.train_data, self.scorer.layout, self._collate, self.args)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """This rank's share of the rows, each once, those of one length together."""
@@ -222,10 +200,7 @@ class RACOTrainer(Trainer):
             if self.reference.kind == "precomputed":
                 raise InputError("the reference was scored beforehand, and not on these rows", fix="Give eval_data.")
             eval_dataset = StepDataset(read.rows)
-        args, taken = self.args, extents(part_lengths(eval_dataset.rows), self.scorer.layout)
-        batches = batches_by_length(taken, args.eval_batch_size, args.world_size)
-        share = [batch.tolist() for batch in rank_share(batches, args.process_index, args.world_size) if len(batch)]
-        return DataLoader(eval_dataset, batch_sampler=share, collate_fn=self.data_collator)
+        return eval_loader(eval_dataset, self.scorer.layout, self._collate, self.args)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The step's micro-batches; counts, on the host, the labels that each objective's mean is over."""
@@ -265,7 +240,8 @@ class RACOTrainer(Trainer):
         self.comparison_sums.add(logps, losses, batch["preferences"])
         losses = losses.times(batch["weights"].T) if "weights" in batch else losses  # a row's own weights
         self.combiner.add(losses)
-        losses = losses.over(self._divisors().to(self.args.device, non_blocking=True))
+        divisors = loss_divisors(self.args, self.label_counts, self.train_data.labelled)
+        losses = losses.over(divisors.to(self.args.device, non_blocking=True))
         if self.layers is None:
             differentiate_each(scores, losses, stack)
         elif self.storage.two_pass:
@@ -276,14 +252,6 @@ class RACOTrainer(Trainer):
             differentiate(scores, losses, stack, self.layers, self.basis)
         weights = self.weights.to(self.args.device, non_blocking=True)
         return weights @ losses.values.sum(1) * self.args.world_size  # transformers averages over ranks what it logs
-
-    def _divisors(self) -> Tensor:
-        """(m,) what each objective's sum of losses is divided by in this step; 1 where it has no label."""
-        counts = self.label_counts
-        if self.args.normalize == "dataset":
-            size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            counts = label_shares(self.train_data.labelled, min(size, len(self.train_data.labelled)))
-        return counts.clamp_min(1e-300) if self.args.normalize == "dataset" else counts.clamp_min(1.0)
 
     def _combine(self, stack: GradientStack) -> None:
         """Writes the step's combined gradient into `.grad`."""
