@@ -243,3 +243,22 @@ def test_a_page_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write_report([run], tmp_path / "file" / "page.html")
+
+
+def test_methods_whose_runs_train_something_else_are_no_effective_weights(tmp_path: Path) -> None:
+    """A conditioned model is trained on one objective of another name, a soup read at other weights; some have none."""
+    world = made_world(tmp_path / "made", "safety", WORLDS["safety"], (0,), 3)
+    template = next(point for point in world["points"] if point["method"] == "linear")
+    conditioned = made_run(tmp_path / "made" / "runs" / "conditioned", ["conditioned"], (1.0,), "linear", 0, 3)
+    others = {"cpo": {"run": f"runs/{conditioned.name}"}, "soup": {"weights": {"helpful": 0.9, "harmless": 0.1}}}
+    world["points"] += [{**template, "method": name, **changes} for name, changes in others.items()]
+    world["points"].append({**template, "method": "famo", "weights": {}, "run": ""})
+    demo = made_demo(tmp_path / "made", seeds=(0,), steps=2, worlds=[world])
+    tree = read(write_report([demo], tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert (
+        "what they trained with is not the weights that they stand for, or is not logged: cpo, soup, famo." in tree.text
+    )
+    by_label = {plot.attributes["aria-label"]: plot for plot in tree.all("svg", "plot")}
+    tips = [n.attributes["data-tip"] for n in by_label["Effective weight of helpful"].walk() if "tip" in n.classes]
+    assert len(tips) == 5 * 3 + 1 and not [tip for tip in tips if tip.startswith(("cpo", "soup", "famo"))]
+    assert [n for n in tree.walk() if n.attributes.get("data-tip", "").startswith("cpo, one seed")], "the front has it"

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from paretune.evaluation.report import draw
 from paretune.evaluation.report.blocks import Plots, method_name, number, seed_text, weights_text
 from paretune.evaluation.report.draw import INK, MUTED, PAPER
-from paretune.evaluation.report.facts import Group, effective_weights, groups, pairs, seeds_of
+from paretune.evaluation.report.facts import Group, effective_weights, groups, pairs, seeds_of, weighting
 from paretune.evaluation.report.load import Point, World
 
 
@@ -239,8 +239,19 @@ def gains_by_kl(world: World, key: str) -> Plots | None:
 
 
 def effective(world: World, key: str) -> Plots | None:
-    """Mean effective weight against nominal weight per objective; None where no run logged any."""
-    known = [(point, weights) for point in world.points if point.run and (weights := effective_weights(point.run))]
+    """Mean effective weight against nominal weight per objective; None where no run logged any.
+
+    Only of runs that trained these objectives with the weights that their point stands for: behind a conditioned or
+    averaged model stand others.
+    """
+    known = [
+        (point, weights)
+        for point in world.points
+        if point.run
+        and set(point.run.objectives) == set(world.objectives)
+        and weighting(world, point.run.weights) == weighting(world, point.weights)
+        and (weights := effective_weights(point.run))
+    ]
     if not known:
         return None
     panels, methods = [], methods_of(world)
@@ -267,4 +278,10 @@ def effective(world: World, key: str) -> Plots | None:
         "both are shares. On the dotted line a method does what linear weighting does. Marks are moved sideways by up "
         "to 0.006, so that runs at one weighting can be told apart."
     )
+    without = [method for method in methods if method not in {point.method for point, _ in known}]
+    if without:
+        caption += (
+            f" Not here, because what they trained with is not the weights that they stand for, or is not logged: "
+            f"{', '.join(map(method_name, without))}."
+        )
     return Plots(panels, caption, [*legend_of(world), (draw.swatch(MUTED, ":"), "as asked for")])

@@ -47,7 +47,7 @@ def world_changes(world: World, method: str) -> list[Change]:
     mine = [group for group in groups(world) if group.method == method]
     if scale is None or not mine:
         return []
-    even = max(mine, key=lambda group: min(group.weights.values()))
+    even = max(mine, key=lambda group: min(group.weights.values(), default=0.0))
     start, unit = scale
     gains = (np.array([even.mean(name) for name in world.objectives]) - start) / unit
     return [Change(name, float(gain), gain < 0) for name, gain in zip(world.objectives, gains, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +224,10 @@ def _world(world: Mapping[str, Any], root: Path) -> World:
         return loaded.get(name)
 
     def point(entry: Mapping[str, Any], method: str) -> Point:
-        name = str(entry.get("run") or "")
+        name, method = str(entry.get("run") or ""), str(entry.get("method", method))
+        run = run_of(name)
         return Point(
-            method=str(entry.get("method", method)),
+            method=method,
             weights={k: float(v) for k, v in (entry.get("weights") or {}).items()},
             seed=entry.get("seed"),
             scores={k: float(entry["scores"][k]) for k in objectives},
@@ -234,7 +235,8 @@ def _world(world: Mapping[str, Any], root: Path) -> World:
             kl=_finite(entry.get("kl")),
             extras={k: x for k, v in (entry.get("extras") or {}).items() if (x := _finite(v)) is not None},
             run_name=name,
-            run=run_of(name),
+            # a run knows its combiner only, and methods share one
+            run=None if run is None else replace(run, method=method),
         )
 
     return World(

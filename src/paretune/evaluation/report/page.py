@@ -87,7 +87,8 @@ def render(found: Sequence[Run | Demo], defaults: Mapping[str, Any] | None = Non
 
 def _title(demos: Sequence[Demo], runs: Sequence[Run]) -> str:
     if demos:
-        return "the demo's trade-offs" if not runs else "trade-offs of several runs"
+        kind = "front" if "cells" in demos[0].facts else "demo"
+        return f"the {kind}'s trade-offs" if not runs else "trade-offs of several runs"
     return f"run {Path(runs[0].name).name}" if len(runs) == 1 else f"{len(runs)} runs"
 
 
