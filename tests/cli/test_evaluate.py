@@ -11,6 +11,7 @@ import pytest
 from peft import LoraConfig
 
 from paretune import Objective, RACOConfig, RACOTrainer
+from paretune.pipelines.methods import load_outcome
 from tests.cli.made import OBJECTIVES, QUICK, paretune, read_run, records, save_model, write_jsonl
 from tests.runs_made import made_text_rows, small_trainer
 from tests.tokenizers_made import byte_bpe
@@ -49,6 +50,26 @@ def test_it_finds_what_the_run_measured(
     assert found["baseline"]["short"]["shorter"]["value"] > 0.7  # what the labels of "short" were made of
     said = capsys.readouterr().out
     assert "length-only baseline" in said and "helpful" in said and "reference of" in said
+
+
+def test_a_run_is_scored_as_its_method_answers(model: Path, tmp_path: Path, rows: str) -> None:
+    """MOD by the mixture of its parts, COS-DPO by the prompts that ask for the run's weights."""
+    words = ["--model", model, "--data", rows, "--objectives", OBJECTIVES, *QUICK]
+    for name in ("mod", "cos-dpo"):
+        assert paretune("train", "--method", name, "--output_dir", tmp_path / name, *words) == 0
+    parts = [f"--model={tmp_path / 'mod' / 'parts' / f'single-{name}'}" for name in ("helpful", "short")]
+    whole = ["--model", tmp_path / "mod", "--model", tmp_path / "cos-dpo", "--data", rows]
+    found = figures(tmp_path, *whole)["models"] + figures(tmp_path, *parts, "--data", rows)["models"]
+    mixed, conditioned, *singles = (of["helpful"]["margin"]["value"] for of in found)
+    assert min(singles) < mixed < max(singles)
+    data = [json.loads(line) for line in Path(rows).read_text().splitlines()]
+    outcome = load_outcome(tmp_path / "cos-dpo", {"helpful": 0.6, "short": 0.4})
+    asked = write_jsonl(tmp_path / "asked.jsonl", [{**row, "prompt": outcome.prepare(row["prompt"])} for row in data])
+    shutil.copytree(tmp_path / "cos-dpo", tmp_path / "plain", ignore=shutil.ignore_patterns("run.json"))
+    by_hand = ["--model", tmp_path / "plain", "--ref_model", model, "--objectives", OBJECTIVES, "--beta", "0.2"]
+    unprefixed = figures(tmp_path, *by_hand, "--data", rows)["models"][0]["helpful"]["margin"]["value"]
+    assert conditioned == figures(tmp_path, *by_hand, "--data", asked)["models"][0]["helpful"]["margin"]["value"]
+    assert conditioned != unprefixed
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

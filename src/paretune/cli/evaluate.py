@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.cli import evaluate_lm
+from paretune.cli.evaluate_models import check_there, named, own_reference, references_of, score
 from paretune.cli.keys import READING, DataKeys, key, objectives_of
 from paretune.cli.settings import resolve
 from paretune.cli.summary import table
@@ -100,15 +101,15 @@ def main(argv: list[str]) -> int:
     names = [full_path(name) for name in ([keys.model] if isinstance(keys.model, str) else keys.model or [])]
     records = [_record(Path(name)) for name in names]
     plan = evaluate_lm.plan_of(keys)
-    own = [_own_reference(name, record, keys) for name, record in zip(names, records, strict=True)]
+    own = [own_reference(name, record, keys.ref_model) for name, record in zip(names, records, strict=True)]
     written: dict[str, Any] = {"names": names}
     said: list[str] = []
     if plan is None or _has_rows(keys, records):
         written, said = _rows(keys, names, records, own)
     if plan is not None:
         for name in names:
-            _exists(name)
-        bases = [None if ref is None else _named(name, ref) for name, ref in zip(names, own, strict=True)]
+            check_there(name, {})  # texts are scored by the model in the directory itself
+        bases = [None if ref is None else named(name, ref) for name, ref in zip(names, own, strict=True)]
         cost = evaluate_lm.measure(plan, keys, names, bases, _four_bits(records))
         written, said = {**written, **cost}, [*said, evaluate_lm.render(cost, _labels_of(cost))]
     if keys.json is not None:
@@ -148,14 +149,15 @@ def _rows(
     settings = {**run.get("settings", {}), **{k: run.get("config", {}).get(k) for k in ("beta", "max_length")}}
     objectives = _objectives(keys, run)
     sets = read_sets(keys, run, settings, objectives)
-    for name in names:
-        _exists(name)
-    references = _references(names, own, objectives)
+    for name, record in zip(names, records, strict=True):
+        check_there(name, record)
+    references = references_of(names, own, objectives)
     beta = keys.beta if keys.beta is not None else float(settings.get("beta") or 0.2)
     max_length = keys.max_length if keys.max_length is not None else settings.get("max_length", 2048)
+    how = {"dtype": keys.dtype, "batch_size": keys.batch_size}
     scored = [
-        score(name, reference, sets, objectives, beta, max_length, keys, four_bits=four)
-        for name, reference, four in zip(names, references, _four_bits(records), strict=True)
+        score(name, record, reference, sets, objectives, beta, max_length, four_bits=four, **how)
+        for name, record, reference, four in zip(names, records, references, _four_bits(records), strict=True)
     ]
     about = {"names": names, "references": references, "beta": beta}
     results = {name: _compare([of[name] for of in scored], rows, objectives, keys) for name, rows in sets.items()}
@@ -231,98 +233,6 @@ def _in_memory(run: dict[str, Any], source: str) -> None:
         found=f"{what} (fingerprints: {', '.join(marks)})" if marks else what,
         fix="Save them to a file and give it: --data FILE.",
     )
-
-
-def _exists(name: str) -> None:
-    from paretune.policy.loading import check_model_path
-
-    check_model_path(name)
-
-
-def _references(names: list[str], found: list[str | None], objectives: list[Objective]) -> list[str | None]:
-    """The reference of each model: its own (`found`) or the first known; None where no objective needs one."""
-    from paretune.losses import is_reference_free
-
-    if all(is_reference_free(o) for o in objectives):
-        return [None] * len(names)
-    known = next((_named(name, ref) for name, ref in zip(names, found, strict=True) if ref is not None), None)
-    if known is None:
-        fix = "Name the model that training started from: --ref_model MODEL."
-        raise InputError("no reference is known", where=f"model {names[0]}", fix=fix)
-    return [ref if ref is not None else known for ref in found]
-
-
-ADAPTERS_OFF = "adapters off"
-
-
-def _own_reference(name: str, record: dict[str, Any], keys: EvaluateKeys) -> str | None:
-    """A model's reference as given, else its run's, an adapter's base, or what the run started from; None: unknown."""
-    settings = record.get("settings", {})
-    if keys.ref_model is not None:
-        return full_path(keys.ref_model)
-    if record.get("objectives") and settings.get("ref_model"):
-        return full_path(str(settings["ref_model"]))
-    if os.path.exists(os.path.join(name, "adapter_config.json")):
-        return ADAPTERS_OFF
-    start = settings.get("model") if record.get("objectives") else None
-    if start is not None and "model" in record.get("in_memory", {}):
-        told = "the run started from a model in memory; its reference is taken to be what that was loaded from: %s"
-        logger.warning(told, start)
-    return start
-
-
-def _named(name: str, reference: str) -> str:
-    if reference != ADAPTERS_OFF:
-        return reference
-    from peft import PeftConfig
-
-    return str(PeftConfig.from_pretrained(name).base_model_name_or_path)
-
-
-def score(
-    name: str,
-    reference: str | None,
-    sets: dict[str, Dataset],
-    objectives: list[Objective],
-    beta: float,
-    max_length: int | None,
-    keys: EvaluateKeys,
-    *,
-    four_bits: bool,
-) -> dict[str, Margins]:
-    """One model's margins on every set; loads it and lets it go again. An adapter of a 4-bit base gets that base."""
-    import torch
-
-    from paretune.comparisons.tokens import pad_id, tokenize_comparisons
-    from paretune.evaluation.margins import evaluate_margins
-    from paretune.policy.loading import load_scored, load_tokenizer
-    from paretune.policy.logprobs import prepare_scorer
-    from paretune.policy.reference import Reference, check_reference
-
-    tokenizer = load_tokenizer(name)
-    tokenized = {}
-    for part, rows in sets.items():
-        tokenized[part], tokens = tokenize_comparisons(
-            rows, tokenizer, [o.name for o in objectives], max_length=max_length
-        )
-        for warning in tokens.warnings:
-            logger.warning(f"{part}: {warning}" if part else warning)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_scored(name, dtype=keys.dtype, quantize=four_bits)
-    model = model if four_bits else model.to(device)  # the quantizer has put its weights where they belong
-    scorer = prepare_scorer(model)
-    other = Reference("none")
-    if reference == ADAPTERS_OFF:
-        other = Reference("adapter", model, scorer)
-    elif reference is not None:
-        loaded = load_scored(reference, dtype=keys.dtype).to(device)
-        check_reference(model, loaded)
-        other = Reference("copy", loaded, prepare_scorer(loaded, scorer.layout))
-    pad, size = pad_id(tokenizer), keys.batch_size
-    return {
-        part: evaluate_margins(model, scorer, other, data, objectives, beta, pad_id=pad, batch_size=size)
-        for part, data in tokenized.items()
-    }
 
 
 def _compare(scored: list[Margins], rows: Dataset, objectives: list[Objective], keys: EvaluateKeys) -> dict[str, Any]:

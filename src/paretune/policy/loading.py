@@ -96,11 +96,11 @@ def load_policy(
     check_model_path(name)
     path = os.path.expanduser(name)
     path = os.path.abspath(path) if os.path.exists(path) else path  # new adapters name it as their base, for any folder
-    options: dict[str, Any] = {"dtype": torch.float32 if full else _dtype(dtype)}
+    options: dict[str, Any] = {"dtype": torch.float32 if full else torch_dtype(dtype)}
     if quantize:
         if full:
             raise InputError("4-bit weights cannot train", fix="Add 'lora:' to train adapters on a 4-bit base.")
-        options["quantization_config"] = four_bits(_dtype(dtype))
+        options["quantization_config"] = four_bits(torch_dtype(dtype))
     try:
         if os.path.exists(os.path.join(path, "adapter_config.json")):
             base = _read(str(PeftConfig.from_pretrained(path).base_model_name_or_path), options)
@@ -156,7 +156,8 @@ def load_scored(name: str, *, dtype: str = "auto", quantize: bool = False) -> nn
         raise InputError(f"cannot load the adapter: {_first_line(error)}", where=f"model {name}") from error
 
 
-def _dtype(name: str) -> Any:
+def torch_dtype(name: str) -> Any:
+    """The type of a name; `auto` stays as it is."""
     if name == "auto":
         return "auto"
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)

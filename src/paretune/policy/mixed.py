@@ -76,6 +76,10 @@ class MixedPolicy(nn.Module):
         """The first policy's."""
         return self.policies[0].config
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The first policy's."""
+        return self.policies[0].get_input_embeddings()  # type: ignore[operator]
+
     def forward(self, past_key_values: MixedCache | None = None, **inputs: Any) -> MixedOutput:
         total, caches = None, []
         for number, (model, adapter, weight) in enumerate(self.used):
