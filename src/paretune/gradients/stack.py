@@ -101,7 +101,7 @@ class GradientStack:
             for name in self.parameters:  # also what this rank did not reach: every rank must take part with all of it
                 self.buffer(name)
             for whole in self._whole.values():
-                dist.all_reduce(whole)
+                _all_reduce(whole, next(iter(self.parameters.values())).device)
 
     def alike(self) -> GradientStack:
         """A stack of nothing yet, of the same parameters and objectives, kept in the same way."""
@@ -164,6 +164,17 @@ class GradientStack:
                 parameter.grad = self._view(name)[0].view_as(parameter).to(parameter)
             else:
                 parameter.grad = None
+
+
+def _all_reduce(whole: Tensor, device: torch.device) -> None:
+    """Sums over ranks in place; what is kept on the host goes over the device that the process group works on."""
+    if whole.device == device:
+        dist.all_reduce(whole)
+        return
+    for part in whole.split(_CHUNK, dim=1):
+        there = part.to(device)
+        dist.all_reduce(there)
+        part.copy_(there)
 
 
 def joined(stacks: list[GradientStack]) -> GradientStack:

@@ -11,6 +11,7 @@ It computes nothing that a pure function of those rooms could. One optimizer ste
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from paretune.training.data import TokenizedData, each, prepare_data, prepare_se
 from paretune.training.diagnostics import ComparisonSums, StepMeans, norm_warning, step_metrics, sum_over_ranks
 from paretune.training.loaders import collate_rows, eval_loader, train_loader
 from paretune.training.precompute import with_reference
+from paretune.training.ranks import from_first, share_weights
 from paretune.training.record import ConflictBar, HistoryCallback, RunRecord, StepClock
 from paretune.training.sampler import StepDataset, count_labels
 from paretune.training.step import (
@@ -113,9 +115,12 @@ class RACOTrainer(Trainer):
         needed = not all(is_reference_free(o) for o in self.objectives)
         if not getattr(policy, "is_quantized", False) and getattr(policy, "hf_device_map", None) is None:
             policy.to(args.device)  # the trials below run the model: not on the CPU where there is something better
+        share_weights(policy, args.device)
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):  # as it will train
             self.scorer = prepare_scorer(policy, args.layout)
             self.reference, notices = choose_reference(policy, ref_model, self.scorer, needed=needed)
+        if ref_model is not None and self.reference.model is not None:
+            share_weights(self.reference.model, args.device)
         self.record.say(*self.scorer.notices, *notices)
         self.weights = torch.tensor([o.weight for o in self.objectives], dtype=torch.float64)
         self.stack: GradientStack | None = None
@@ -147,6 +152,12 @@ class RACOTrainer(Trainer):
             self._precompute()
 
     # ---- set-up ----
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As always, but the model is not wrapped for a reduction of gradients that are not where it looks for them."""
+        super().create_accelerator_and_postprocess()
+        prepare: Any = self.accelerator.prepare_model
+        self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)  # type: ignore[method-assign]
 
     def _choose_gradient_mode(self) -> bool:
         """Whether one backward pass serves all objectives; says once why not."""
@@ -264,6 +275,7 @@ class RACOTrainer(Trainer):
     def _decide(self, gram: Tensor, stack: GradientStack | None = None) -> Tensor | None:
         """The coefficients of the m gradients, given their Gram; None where the step has to be skipped."""
         present, losses = self.label_counts > 0, self.combiner.step_losses(self.label_counts)
+        gram = from_first(gram, self.args.device)
         if not bool(gram.isfinite().all()) or (losses is not None and not bool(losses[present].isfinite().all())):
             self._skip_step()
             return None
@@ -272,7 +284,7 @@ class RACOTrainer(Trainer):
         self.step_means.add(plain)
         self.step_means.add(angles, weight=float((self.weights @ gram @ self.weights).clamp_min(0).sqrt()))
         self.skipped_in_a_row = 0
-        return combination.coefficients
+        return from_first(combination.coefficients, self.args.device)
 
     def _skip_step(self) -> None:
         """Leaves `.grad` empty, so that the optimizer changes nothing, and stops the run when this goes on."""
