@@ -18,23 +18,24 @@ SRC = ROOT / "src" / "paretune"
 # A room (or a module beside the rooms) -> what of ours it may import, itself aside. A new room gets a line here.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"errors"},
     "objectives": {"errors"},
     # rules label rows while they are read; `preferences.rules` in turn is held to plain functions of text below
-    "comparisons": {"errors", "objectives", "preferences.rules"},
-    "policy": {"errors", "objectives", "comparisons"},
+    "comparisons": {"errors", "files", "objectives", "preferences.rules"},
+    "policy": {"errors", "files", "objectives", "comparisons"},
     # torch in, torch out, for users of any training loop: policy, which knows transformers, is therefore not among them
     "losses": {"errors", "objectives"},
     "gradients": {"errors", "objectives", "losses"},
     "combine": {"errors"},
-    "training": {"errors", "objectives", "comparisons", "policy", "losses", "gradients", "combine"},
-    "preferences": {"errors", "objectives", "comparisons", "policy"},
+    "training": {"errors", "files", "objectives", "comparisons", "policy", "losses", "gradients", "combine"},
+    "preferences": {"errors", "files", "objectives", "comparisons", "policy"},
     "evaluation": {
-        *{"errors", "objectives", "comparisons", "policy", "losses", "gradients", "combine", "preferences"},
+        *{"errors", "files", "objectives", "comparisons", "policy", "losses", "gradients", "combine", "preferences"},
     },
 }
 # These sequence the rooms: anything but the command line, which nothing imports (`python -m paretune` is one).
 ANYTHING = {"sandbox", "pipelines", "cli", "__main__"}
-NO_TRANSFORMERS = {"errors", "objectives", "losses", "gradients", "combine"}
+NO_TRANSFORMERS = {"errors", "files", "objectives", "losses", "gradients", "combine"}
 
 
 def _sources(*folders: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The exception for what a person can put right, and the one for a run that lost its way."""
+"""What a person can put right, a run that lost its way, and a run that was asked to stop."""
 
 from __future__ import annotations
 
@@ -23,3 +23,14 @@ class InputError(ValueError):
 
 class DivergedError(RuntimeError):
     """Too many steps in a row had margins or gradients that are not finite; a checkpoint was written."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """A run was asked to stop (a signal, its time limit), and did so with a checkpoint that it goes on from.
+
+    Like the ctrl-C that it may have been, it is no `Exception`: nobody takes it for a failure to be tried again.
+    """
+
+    def __init__(self, reason: str, step: int, checkpoint: str):
+        super().__init__(f"stopped by {reason} after step {step}, with a checkpoint ({checkpoint})")
+        self.reason, self.step, self.checkpoint = reason, step, checkpoint

@@ -94,7 +94,7 @@ def test_what_cannot_be_resumed_is_said(
     assert paretune("train", *words(model, rows, tmp_path / "none", "--resume")) == 2
     assert "no checkpoint to go on from" in capsys.readouterr().err
     assert paretune("train", *words(model, rows, tmp_path / "none", "--resume", tmp_path)) == 2
-    assert "not a complete checkpoint" in capsys.readouterr().err
+    assert "not a checkpoint to go on from: it has no weights" in capsys.readouterr().err
     out = tmp_path / "run"
     assert paretune("train", *words(model, rows, out)) == 0
     other = write_jsonl(tmp_path / "other.jsonl", records("native", seed=1))

@@ -1,7 +1,9 @@
 """`paretune COMMAND`: finds the command, and turns errors for people into one line and an exit status.
 
-Status 0: done. 2: something that a person can put right (`InputError`). 3: a run that diverged, or cells of a front
-that failed. 130: stopped by ctrl-C. Everything else is a bug and keeps its traceback.
+Status 0: done. 2: something that a person can put right (`InputError`), a full disk among it. 3: a run that diverged,
+or cells of a front that failed. 75: stopped (a signal, the time limit), and it goes on where it was, by --resume or by
+the same command. 130: stopped at once, with nothing to go on from but earlier checkpoints. Everything else is a bug and
+keeps its traceback. docs/interruptions.md has the table.
 """
 
 from __future__ import annotations
@@ -9,14 +11,23 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn
 
 from paretune import __version__
 from paretune.cli.settings import nearest
-from paretune.errors import DivergedError, InputError
+from paretune.errors import DivergedError, InputError, StoppedError
+from paretune.files import disk_full, is_full
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same again goes on
+_RESUMED = ("train", "sft", "reward")  # by --resume
+_GO_ON = ("front", "sample", "label", "improve", "judge-bench")  # by the same command: what is finished is kept
 
 COMMANDS = {
     "demo": "a real trade-off, made and measured on this machine, offline, in minutes",
@@ -69,28 +80,50 @@ def main(argv: list[str] | None = None) -> int:
     logger.addHandler(said)
     logger.setLevel(logging.INFO)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _terminated_like_interrupted():
             _quiet()
             return _dispatch(words)
     except InputError as error:
         return _fail(str(error), 2)
     except DivergedError as error:
         return _fail(str(error), 3)
+    except StoppedError as stop:
+        return _fail(f"{stop}.{_hint(words)}", STOPPED)
     except KeyboardInterrupt:
-        hint = (
-            " To go on from the last checkpoint, give the same command with --resume."
-            if words[:1] in (["train"], ["sft"], ["reward"])
-            else " The same command goes on."
-            if words[:1] in (["front"], ["sample"], ["label"], ["improve"], ["judge-bench"])
-            else ""
-        )
-        return _fail(f"stopped.{hint}", 130)
+        return _fail(f"stopped.{_hint(words)}", STOPPED if words[:1] and words[0] in _GO_ON else 130)
     except BrokenPipeError:  # `paretune data … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        if not is_full(error):
+            raise
+        return _fail(str(disk_full(error, getattr(error, "filename", None) or ".")), 2)
     finally:
         logger.removeHandler(said)
         logger.setLevel(level)
+
+
+def _hint(words: list[str]) -> str:
+    if words[:1] and words[0] in _RESUMED:
+        return " To go on from the last checkpoint, give the same command with --resume."
+    return " The same command goes on." if words[:1] and words[0] in _GO_ON else ""
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as ctrl-C does: in good order, with files whole and words said."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -13,7 +13,14 @@ from paretune.cli.settings import make_config, resolve
 from paretune.cli.summary import table
 from paretune.cli.train import with_defaults
 from paretune.training.given import full_path
-from paretune.training.rundir import changed_settings, check_free, check_same_data, clear, find_checkpoint
+from paretune.training.rundir import (
+    changed_settings,
+    check_checkpoint,
+    check_free,
+    check_same_data,
+    clear,
+    find_checkpoint,
+)
 
 INTRO = """
 paretune reward [CONFIG.yaml] [--key value ...]
@@ -77,8 +84,8 @@ def main(argv: list[str]) -> int:
     adapter = lora_config(keys.lora)
     if adapter is not None:
         adapter = dataclasses.replace(adapter, task_type="TOKEN_CLS" if args.token_level else "SEQ_CLS")
-    checkpoint = find_checkpoint(args.output_dir, keys.resume)
-    if checkpoint is None:
+    check_checkpoint(args.output_dir, keys.resume)
+    if not keys.resume:
         check_free(args.output_dir, keys.overwrite)
     with no_new_folder(args.output_dir):
         run = prepare_reward(
@@ -92,12 +99,15 @@ def main(argv: list[str]) -> int:
             data_options=keys.read_options(),
         )
         run.record.content["settings"] = resolved(keys)
-        if checkpoint is not None:
+        found = find_checkpoint(args, keys.resume)
+        if found.path is not None:
             check_same_data(run.record.content, args.output_dir)
-            run.record.say(*changed_settings(run.record.content, args.output_dir, plain(args.to_dict())))
+            run.record.say(
+                *found.notices, *changed_settings(run.record.content, args.output_dir, plain(args.to_dict()))
+            )
         elif keys.overwrite and args.process_index == 0:
             clear(args.output_dir)
-        final = run_reward(run, checkpoint)
+        final = run_reward(run, found.path)
     if args.process_index == 0:
         print(_summary(final, run.record.content["notices"], args.output_dir, list(run.examples.names)))
     return 0

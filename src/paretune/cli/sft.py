@@ -11,7 +11,14 @@ from paretune.cli.rundir import line_callback, no_new_folder
 from paretune.cli.settings import make_config, resolve
 from paretune.cli.train import with_defaults
 from paretune.training.given import full_path
-from paretune.training.rundir import changed_settings, check_free, check_same_data, clear, find_checkpoint
+from paretune.training.rundir import (
+    changed_settings,
+    check_checkpoint,
+    check_free,
+    check_same_data,
+    clear,
+    find_checkpoint,
+)
 
 INTRO = """
 paretune sft [CONFIG.yaml] [--key value ...]
@@ -68,8 +75,8 @@ def main(argv: list[str]) -> int:
     keys.check()
     adapter = lora_config(keys.lora)
     args = make_config(SFTConfig, with_defaults(settings.config, keys.dtype))
-    checkpoint = find_checkpoint(args.output_dir, keys.resume)
-    if checkpoint is None:
+    check_checkpoint(args.output_dir, keys.resume)
+    if not keys.resume:
         check_free(args.output_dir, keys.overwrite)
     with no_new_folder(args.output_dir):
         trainer, record = supervised_trainer(
@@ -85,12 +92,13 @@ def main(argv: list[str]) -> int:
             model_options=keys.load_options(args.output_dir),
         )
         record.content["settings"] = resolved(keys)
-        if checkpoint is not None:
+        found = find_checkpoint(args, keys.resume)
+        if found.path is not None:
             check_same_data(record.content, args.output_dir)
-            record.say(*changed_settings(record.content, args.output_dir, plain(args.to_dict())))
+            record.say(*found.notices, *changed_settings(record.content, args.output_dir, plain(args.to_dict())))
         elif keys.overwrite and args.process_index == 0:
             clear(args.output_dir)
-        final = run_supervised(trainer, record, checkpoint)
+        final = run_supervised(trainer, record, found.path)
     if args.process_index == 0:
         print(_summary(final, record.content["notices"], args.output_dir))
     return 0

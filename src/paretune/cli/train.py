@@ -14,7 +14,7 @@ from paretune.cli.settings import make_config, resolve
 from paretune.errors import InputError
 from paretune.objectives import Objective
 from paretune.training.given import full_path
-from paretune.training.rundir import find_checkpoint, parts_of, run_record
+from paretune.training.rundir import check_checkpoint, parts_of, run_record
 
 if TYPE_CHECKING:
     from paretune.pipelines.methods import Request
@@ -155,7 +155,7 @@ def method_settings(name: str, given: dict[str, Any]) -> dict[str, Any]:
 def check_resume(output_dir: str, resume: bool | str) -> None:
     """Raises InputError where there is nothing to go on from: neither a checkpoint nor a method's finished parts."""
     if resume is not True or not parts_of(output_dir):
-        find_checkpoint(output_dir, resume)
+        check_checkpoint(output_dir, resume)
 
 
 def _told(output_dir: str) -> str:
@@ -207,6 +207,12 @@ def _early_stopping(patience: int) -> Any:
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:  # type: ignore[override]
             if f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}" in metrics:
                 super().on_evaluate(args, state, control, metrics, **kwargs)
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # type: ignore[override]
+            super().on_train_begin(args, state, control, **kwargs)
+            kept = state.stateful_callbacks.get("EarlyStopping") if state.global_step else None
+            if isinstance(kept, dict):  # a resumed run has waited as long as its checkpoint had
+                self.early_stopping_patience_counter = int(kept["attributes"]["early_stopping_patience_counter"])
 
     return EarlyStopping(patience)
 

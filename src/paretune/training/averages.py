@@ -81,11 +81,11 @@ class AveragedGradients:
         memories: Any = state.stateful_callbacks
         memories[_KEY] = {"objectives": self.names, "mass": self.mass.tolist()}
 
-    def save(self, folder: str | None, state: TrainerState) -> None:
-        """Writes the averages beside the checkpoint that was just made."""
+    def save(self, folder: Path) -> None:
+        """Writes the averages into the folder of a checkpoint that is being made."""
         if self.stack is not None:
             kept = {name: self.stack.buffer(name).cpu().clone() for name in self.stack.parameters}
-            save_file(kept, _place(folder, state))
+            save_file(kept, folder / _FILE)
 
 
 def _place(folder: str | None, state: TrainerState) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,6 +111,7 @@ class StepCombiner(TrainerCallback):
         if self.averages is not None:
             self.averages.note(state)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.averages is not None and state.is_world_process_zero:
-            self.averages.save(args.output_dir, state)
+    def write_beside(self, folder: Path, state: TrainerState) -> None:
+        """Adds what it remembers to a checkpoint (`WholeTrainer`)."""
+        if self.averages is not None:
+            self.averages.save(folder)

@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainingArguments
-
 from paretune.combine import COMBINERS, find_combiner
 from paretune.combine.contract import check_options, needs, options_of
 from paretune.errors import InputError
+from paretune.training.interruption import RunArguments
 
 # Options of combiners that have keys of their own.
 _OWN_KEYS = {"c", "clip", "tau"}
@@ -26,7 +25,7 @@ _CHOICES = {
 
 
 @dataclass
-class RACOConfig(TrainingArguments):
+class RACOConfig(RunArguments):
     """Every field of `TrainingArguments` works, and these; defaults follow the paper (arXiv 2602.02495, section 5).
 
     Raises:

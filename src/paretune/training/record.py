@@ -8,6 +8,8 @@ import math
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
+from paretune.errors import StoppedError
+from paretune.files import said_if_full, write_text
 from paretune.objectives import Objective, as_dicts
 from paretune.training.given import given_settings
 
@@ -56,11 +60,8 @@ def commit() -> str | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a file that is always whole: to a neighbour first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(json.dumps(plain(content), indent=2, sort_keys=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Writes a file that is always whole."""
+    write_text(path, json.dumps(plain(content), indent=2, sort_keys=False) + "\n")
 
 
 def plain(value: Any) -> Any:
@@ -79,7 +80,7 @@ def plain(value: Any) -> Any:
 
 
 class HistoryCallback(TrainerCallback):
-    """Appends every logged line to `history.jsonl`; a resumed run first drops the lines past its checkpoint."""
+    """Appends every logged line to `history.jsonl`; a resumed run drops those that its checkpoint does not know."""
 
     def __init__(self, output_dir: str):
         self.path = Path(output_dir) / "history.jsonl"
@@ -93,13 +94,12 @@ class HistoryCallback(TrainerCallback):
         if state.global_step and self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
-                    entry = json.loads(line)
+                    json.loads(line)
                 except json.JSONDecodeError:  # the line that was being written when the run was killed
                     continue
-                if entry.get("step", 0) <= state.global_step:
-                    kept.append(line)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+                kept.append(line)
+        # the trainer's own log has a line for each of these, up to the checkpoint
+        write_text(self.path, "".join(line + "\n" for line in kept[: len(state.log_history)]))
 
     def on_log(
         self,
@@ -110,7 +110,7 @@ class HistoryCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
+            with said_if_full(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(plain({"step": state.global_step, "time": time.time(), **logs})) + "\n")
 
 
@@ -170,6 +170,7 @@ class RunRecord:
             "data": {},
             "notices": [],
         }
+        self.unsaved = False  # whether the model is yet to be saved when its training has ended
         total = sum(o.weight for o in given)
         if given and abs(total - 1) > 1e-6:
             self.say(f"the weights sum to {total:g}, not 1, and were normalised to {_weights(objectives)}")
@@ -195,9 +196,31 @@ class RunRecord:
         self._write(args)
 
     def end(self, args: TrainingArguments, status: str, final: dict[str, Any]) -> None:
-        """Writes how the run ended."""
+        """Writes how the run ended; a training whose model is not saved yet is "trained", not "finished"."""
+        status = "trained" if status == "finished" and self.unsaved else status
         self.content |= {"status": status, "ended": _now(), "final": final}
         self._write(args)
+
+    def failed(self, args: TrainingArguments, error: BaseException) -> None:
+        """Writes that it ended by an error, or was interrupted; says nothing more where this cannot be written."""
+        final: dict[str, Any] = {"error": f"{type(error).__name__}: {error}"}
+        if isinstance(error, KeyboardInterrupt):
+            final = {"reason": "at once, without a checkpoint of the last steps"}
+        if isinstance(error, StoppedError):
+            final = {"reason": error.reason, "step": error.step, "checkpoint": error.checkpoint}
+        try:
+            self.end(args, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", final)
+        except Exception as other:  # a full disk: the first error is what has to be told
+            logger.warning("run.json does not say how the run ended: %s", other)
+
+    @contextmanager
+    def watched(self, args: TrainingArguments) -> Iterator[None]:
+        """Around a run's training and what is saved and evaluated behind it: an end by an error is written."""
+        try:
+            yield
+        except BaseException as error:
+            self.failed(args, error)
+            raise
 
     def _write(self, args: TrainingArguments) -> None:
         if args.process_index == 0:

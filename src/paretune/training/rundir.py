@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paretune.errors import InputError
+from paretune.training.manifest import flaw
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+UNFINISHED = ".unfinished"  # the checkpoint that is being written
 
 # Keys that do not change what is trained.
 MAY_CHANGE = {
     *("resume", "overwrite", "dry_run", "disable_tqdm", "output_dir", "logging_dir", "report_to", "run_name"),
-    *("dataloader_num_workers", "dataset_num_proc", "save_total_limit"),
+    *("dataloader_num_workers", "dataset_num_proc", "save_total_limit", "max_hours", "rerun"),
 }
 # What a run leaves, and what starting over removes: an adapter's file beside a full model would change what is loaded.
 LEFT = (
@@ -21,33 +29,68 @@ LEFT = (
 )
 
 
-def find_checkpoint(output_dir: str, resume: bool | str) -> str | None:
-    """The checkpoint to go on from; None to start anew.
+@dataclass(frozen=True)
+class Found:
+    """Where a run goes on from: a checkpoint's path or None; in words, which one, and what was passed over and why."""
 
-    A checkpoint is complete when its trainer_state.json, which is written last, is whole: a run killed while it saved
-    goes on from the one before.
+    path: str | None
+    notices: tuple[str, ...] = ()
+
+
+def check_checkpoint(output_dir: str, resume: bool | str) -> None:
+    """Raises InputError where there is nothing to go on from; a look at sizes, before anything is loaded."""
+    if resume and not isinstance(resume, str):
+        flaws = {path.name: flaw(path, contents=False) for path in checkpoints(output_dir)}
+        if not any(wrong is None for wrong in flaws.values()):
+            raise _nothing(output_dir, flaws)
+    elif resume:
+        _check_named(str(resume), flaw(Path(str(resume)).expanduser(), contents=False))
+
+
+def find_checkpoint(args: TrainingArguments, resume: bool | str) -> Found:
+    """The checkpoint to go on from: the one named, or the newest of output_dir that verifies, the same on all ranks.
+
+    None where `resume` is False, or True and there is no checkpoint at all. The first rank reads every byte of it.
 
     Raises:
-        InputError: asked to resume where there is nothing to resume from.
+        InputError: the named one does not verify, or none of those that are there.
     """
-    if resume is False or resume == "":
-        return None
-    if isinstance(resume, str):
-        if not _complete(Path(resume).expanduser()):
-            raise InputError("not a complete checkpoint", where=f"resume {resume}", expected="a checkpoint-N directory")
-        return str(Path(resume).expanduser())
-    found = checkpoint_of(output_dir, resume)
-    if found is None:
-        raise InputError("no checkpoint to go on from", where=f"output_dir {output_dir}", fix="Start without --resume.")
-    return found
+    import torch
+
+    from paretune.training.diagnostics import sum_over_ranks
+
+    if not resume:
+        return Found(None)
+    named = Path(resume).expanduser() if isinstance(resume, str) else None
+    there = [named] if named is not None else checkpoints(str(args.output_dir))[::-1]
+    flaws: dict[str, str | None] = {}
+    place = len(there)
+    for i, path in enumerate(there if args.process_index == 0 else ()):
+        flaws[path.name] = flaw(path)
+        if flaws[path.name] is None:
+            place = i
+            break
+    place = int(sum_over_ranks(torch.tensor([place if args.process_index == 0 else 0]), args.device))
+    if place < len(there):
+        over = [f"{name} was passed over: {wrong}" for name, wrong in flaws.items() if wrong is not None]
+        return Found(str(there[place]), (*over, f"goes on from {there[place].name}"))
+    if named is not None:
+        _check_named(str(resume), flaws.get(named.name, "its files are not what its manifest says"))
+    if there:
+        raise _nothing(str(args.output_dir), flaws)
+    return Found(None)
 
 
-def checkpoint_of(output_dir: str, resume: bool | str) -> str | None:
-    """The same, but True starts anew where there is nothing to resume from."""
-    if isinstance(resume, str) or not resume:
-        return find_checkpoint(output_dir, resume)
-    found = [path for path in checkpoints(output_dir) if _complete(path)]
-    return str(found[-1]) if found else None
+def _check_named(path: str, wrong: str | None) -> None:
+    if wrong is not None:
+        expected = "a checkpoint-N directory of a run"
+        raise InputError(f"not a checkpoint to go on from: {wrong}", where=f"resume {path}", expected=expected)
+
+
+def _nothing(output_dir: str, flaws: Mapping[str, str | None]) -> InputError:
+    said = "; ".join(f"{name}: {wrong}" for name, wrong in flaws.items())
+    fix = "Start over with --overwrite, or remove these folders." if flaws else "Start without --resume."
+    return InputError("no checkpoint to go on from", where=f"output_dir {output_dir}", found=said or None, fix=fix)
 
 
 def checkpoints(output_dir: str) -> list[Path]:
@@ -59,14 +102,6 @@ def checkpoints(output_dir: str) -> list[Path]:
 def parts_of(output_dir: str) -> list[Path]:
     """The run directories of a method's several trainings, finished or not."""
     return sorted(path for path in (Path(output_dir).expanduser() / "parts").glob("*") if path.is_dir())
-
-
-def _complete(path: Path) -> bool:
-    try:
-        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return (path / "optimizer.pt").exists()
 
 
 def check_free(output_dir: str, overwrite: bool) -> None:
@@ -138,5 +173,5 @@ def clear(output_dir: str) -> None:
     for pattern in ("model-*-of-*.safetensors",):
         for part in path.glob(pattern):
             part.unlink()
-    for old in checkpoints(output_dir):
-        shutil.rmtree(old)
+    for old in [*checkpoints(output_dir), path / UNFINISHED]:
+        shutil.rmtree(old, ignore_errors=not old.exists())

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from paretune.comparisons.formats import read_comparisons
@@ -26,7 +26,9 @@ from paretune.comparisons.tokens import pad_id, tokenize_comparisons
 from paretune.errors import InputError
 from paretune.objectives import Objective
 from paretune.policy.loading import load_policy, load_tokenizer, prepare_policy
+from paretune.training.checkpoints import WholeTrainer
 from paretune.training.checks import check_optimizer, check_output, check_tokens, check_trackers, check_weights
+from paretune.training.interruption import RunArguments
 from paretune.training.record import HistoryCallback, RunRecord
 
 TARGETS = ("reference", "a", "b", "preferred")
@@ -34,7 +36,7 @@ _RESPONSES = ("response", "completion", "reference")
 
 
 @dataclass
-class SFTConfig(TrainingArguments):
+class SFTConfig(RunArguments):
     """Every field of `TrainingArguments` works, and these."""
 
     output_dir: str = field(default="paretune-sft", metadata={"help": "Where the run writes all it leaves."})
@@ -210,7 +212,7 @@ def supervised_trainer(
     callbacks: Sequence[Any] = (),
     data_options: dict[str, Any] | None = None,
     model_options: dict[str, Any] | None = None,
-) -> tuple[Trainer, RunRecord]:
+) -> tuple[WholeTrainer, RunRecord]:
     """A trainer ready to train, and the record of its run; data is checked before the weights are read.
 
     Args:
@@ -238,7 +240,7 @@ def supervised_trainer(
     trained, notices = prepare_policy(policy, peft_config, disable_dropout=False)
     record.say(*notices)
     pad = pad_id(tokenizer)
-    trainer = Trainer(
+    trainer = WholeTrainer(
         model=trained,
         args=args,
         data_collator=lambda rows: collate_responses(rows, pad),
@@ -288,7 +290,7 @@ def _part(found: dict[str, Any], rows: Dataset) -> dict[str, Any]:
     return told | own
 
 
-def run_supervised(trainer: Trainer, record: RunRecord, checkpoint: str | None = None) -> dict[str, Any]:
+def run_supervised(trainer: WholeTrainer, record: RunRecord, checkpoint: str | None = None) -> dict[str, Any]:
     """Trains, evaluates at the end where there is data for it, and leaves model, tokenizer, state and record.
 
     Returns:
@@ -298,15 +300,12 @@ def run_supervised(trainer: Trainer, record: RunRecord, checkpoint: str | None =
     parameters = list(trainer.model.parameters())  # type: ignore[union-attr]
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     record.begin(args, {"trained_parameters": trained, "parameters": sum(p.numel() for p in parameters)})
-    try:
+    with record.watched(args):
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         if trainer.eval_dataset is not None:
             trainer.evaluate()
         trainer.save_state()
-    except BaseException as error:
-        record.end(args, "failed", {"error": f"{type(error).__name__}: {error}"})
-        raise
     final: dict[str, Any] = {}
     for line in trainer.state.log_history:
         final.update(line)

@@ -25,7 +25,7 @@ from paretune.pipelines.sampling_here import sample_here
 from paretune.preferences.answers import AnswerStore
 from paretune.preferences.candidates import read_candidates
 from paretune.training.record import write_json
-from paretune.training.rundir import checkpoint_of
+from paretune.training.rundir import find_checkpoint
 
 
 class Parts:
@@ -108,7 +108,7 @@ def _supervised(plan: ImprovePlan, start: str, parts: Parts) -> str:
         callbacks=plan.align.callbacks(),
         model_options=options,
     )
-    run_supervised(trainer, record, checkpoint_of(str(folder), True))
+    run_supervised(trainer, record, find_checkpoint(args, True).path)
     del trainer
     gc.collect()
     parts.finish("sft", rows=len(rows), without_reference=len(plan.prompts) - len(rows))

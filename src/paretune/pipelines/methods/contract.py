@@ -30,8 +30,8 @@ from paretune.training.rundir import (
     changed_settings,
     check_free,
     check_same_data,
-    checkpoint_of,
     clear,
+    find_checkpoint,
     run_record,
 )
 from paretune.training.trainer import RACOTrainer
@@ -166,23 +166,27 @@ def train_one(
     record, directory = trainer.record, str(request.directory)
     record.content["settings"] |= request.settings
     record.content["method"] = described(asked or request)
-    checkpoint = checkpoint_of(directory, request.resume)
-    if checkpoint is not None:
+    found = find_checkpoint(request.args, request.resume)
+    if found.path is not None:
         check_same_data(record.content, directory)
-        record.say(*changed_settings(record.content, directory, plain(request.args.to_dict())))
+        record.say(*found.notices, *changed_settings(record.content, directory, plain(request.args.to_dict())))
     elif request.overwrite and request.args.process_index == 0:
         clear(directory)
-    finish(trainer, checkpoint)
+    finish(trainer, found.path)
 
 
 def finish(trainer: RACOTrainer, checkpoint: str | None) -> None:
     """Trains, evaluates at the end where there is data for it, and leaves model, tokenizer, state and record."""
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    if trainer.eval_data is not None and not _evaluated(trainer):
-        trainer.evaluate()
-    trainer.save_state()
-    trainer.record.end(trainer.args, "finished", {**trainer.record.content["final"], **_last(trainer)})
+    record = trainer.record
+    record.unsaved = True
+    with record.watched(trainer.args):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        if trainer.eval_data is not None and not _evaluated(trainer):
+            trainer.evaluate()
+        trainer.save_state()
+    record.unsaved = False
+    record.end(trainer.args, "finished", {**record.content["final"], **_last(trainer)})
 
 
 def _evaluated(trainer: RACOTrainer) -> bool:

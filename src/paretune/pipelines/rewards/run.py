@@ -202,7 +202,7 @@ def run_reward(run: RewardRun, checkpoint: str | None = None) -> dict[str, Any]:
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     run.record.begin(args, {"trained_parameters": trained, "parameters": sum(p.numel() for p in parameters)})
     final: dict[str, Any] = {}
-    try:
+    with run.record.watched(args):
         model: Any = trainer.model
         if args.kind == RIDGE:
             ridge = set_ridge_heads(model, run.rows, run.examples, run.pad, batch_size=args.per_device_eval_batch_size)
@@ -217,9 +217,6 @@ def run_reward(run: RewardRun, checkpoint: str | None = None) -> dict[str, Any]:
             final["heads"] = _held_out(run, model, args)
         if args.process_index == 0:
             save_reward_model(model, run.tokenizer, run.reading, str(args.output_dir))
-    except BaseException as error:
-        run.record.end(args, "failed", {"error": f"{type(error).__name__}: {error}"})
-        raise
     for line in trainer.state.log_history:
         final.update(line)
     run.record.end(args, "finished", final)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from paretune.errors import InputError
 from paretune.pipelines.rewards.data import Examples, split_places
@@ -21,6 +21,8 @@ from paretune.preferences.reward_models.losses import label_weights, listwise, m
 from paretune.preferences.reward_models.models import TOKEN_LEVELS, final_head, response_rewards
 from paretune.preferences.reward_models.ridge import Ridge, fit_ridge
 from paretune.preferences.reward_models.texts import Encoded, collate, encode
+from paretune.training.checkpoints import WholeTrainer
+from paretune.training.interruption import RunArguments
 
 # kind -> losses (G, M) from rewards (G, K, M), the batch and its run's arguments
 KINDS: dict[str, Callable[[Tensor, dict[str, Tensor], RewardConfig], Tensor]] = {
@@ -35,7 +37,7 @@ _CHOOSE = 0.2  # share of the examples that the strength of a ridge head is chos
 
 
 @dataclass
-class RewardConfig(TrainingArguments):
+class RewardConfig(RunArguments):
     """Every field of `TrainingArguments` works, and these."""
 
     output_dir: str = field(default="paretune-reward", metadata={"help": "Where the run writes all it leaves."})
@@ -173,8 +175,8 @@ def batch_loss(args: RewardConfig, rewards: Tensor, batch: dict[str, Tensor], we
     return mean_by_objective(KINDS[args.kind](grouped, batch, args), weights.to(rewards.device))
 
 
-class RewardTrainer(Trainer):
-    """`Trainer` whose loss is that of the kind."""
+class RewardTrainer(WholeTrainer):
+    """A trainer whose loss is that of the kind."""
 
     loss_is_scaled_for_ga = False  # a mean over the micro-batch; Trainer divides by the number of these
 
