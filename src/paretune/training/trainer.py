@@ -39,6 +39,7 @@ from paretune.training.combining import StepCombiner
 from paretune.training.config import RACOConfig
 from paretune.training.data import TokenizedData, each, prepare_data, prepare_sets
 from paretune.training.diagnostics import ComparisonSums, StepMeans, norm_warning, step_metrics, sum_over_ranks
+from paretune.training.faults import StepFaults, weights_finite
 from paretune.training.loaders import collate_rows, eval_loader, train_loader
 from paretune.training.precompute import with_reference
 from paretune.training.ranks import from_first, share_weights
@@ -130,7 +131,7 @@ class RACOTrainer(WholeTrainer):
         self.comparison_sums, self.step_means = ComparisonSums(self.objectives), StepMeans()
         self.label_counts = torch.zeros(len(self.objectives), dtype=torch.float64)
         self.clock, self.tokens = StepClock(), 0
-        self.skipped = self.skipped_in_a_row = 0
+        self.faults = StepFaults([o.name for o in self.objectives], self.record.say)
         self._said_norms = False
         super().__init__(
             model=policy,
@@ -277,31 +278,32 @@ class RACOTrainer(WholeTrainer):
         """The coefficients of the m gradients, given their Gram; None where the step has to be skipped."""
         present, losses = self.label_counts > 0, self.combiner.step_losses(self.label_counts)
         gram = from_first(gram, self.args.device)
-        if not bool(gram.isfinite().all()) or (losses is not None and not bool(losses[present].isfinite().all())):
+        if self.faults.unfit(gram, present, losses):
             self._skip_step()
             return None
         combination = self.combiner(gram, present, losses, self.state.global_step, stack)
         plain, angles = step_metrics(self.objectives, gram, present, combination)
+        length = float((self.weights @ gram @ self.weights).clamp_min(0).sqrt())
         self.step_means.add(plain)
-        self.step_means.add(angles, weight=float((self.weights @ gram @ self.weights).clamp_min(0).sqrt()))
-        self.skipped_in_a_row = 0
+        self.step_means.add(angles, weight=length)
+        self.faults.followed(length)
         return from_first(combination.coefficients, self.args.device)
 
     def _skip_step(self) -> None:
         """Leaves `.grad` empty, so that the optimizer changes nothing, and stops the run when this goes on."""
         for parameter in self.model.parameters():
             parameter.grad = None
-        self.skipped += 1
-        self.skipped_in_a_row += 1
         self.comparison_sums = ComparisonSums(self.objectives)
-        self.record.say("a step with gradients that are not finite was skipped (counted in steps/skipped)")
-        if self.skipped_in_a_row > self.args.max_skipped_steps:
+        if self.faults.in_a_row <= self.args.max_skipped_steps:
+            return
+        written = "no checkpoint is written: the weights themselves are not finite, go on from an earlier one"
+        if weights_finite(self.model, self.args.device):
             self._save_checkpoint(self.model, trial=None)
-            raise DivergedError(
-                f"{self.skipped_in_a_row} steps in a row had gradients that are not finite (step "
-                f"{self.state.global_step}); a checkpoint is in {self.args.output_dir}. Lower the learning rate, or "
-                "look for weights that are not finite in the model."
-            )
+            written = f"a checkpoint is in {self.args.output_dir}"
+        raise DivergedError(
+            f"{self.faults.in_a_row} steps in a row had gradients that are not finite (step {self.state.global_step}); "
+            f"{written}. Lower the learning rate, or look for weights that are not finite in the model."
+        )
 
     # ---- running ----
 
@@ -319,7 +321,7 @@ class RACOTrainer(WholeTrainer):
                 self.layers.restore()
             self.stack = self.layers = None
         last = {key: value for entry in self.state.log_history for key, value in entry.items()}
-        self.record.end(self.args, "finished", {**output.metrics, **last, "steps/skipped": self.skipped})
+        self.record.end(self.args, "finished", {**output.metrics, **last, "steps/skipped": self.faults.skipped})
         return output
 
     def _decided(self) -> dict[str, Any]:
@@ -347,8 +349,7 @@ class RACOTrainer(WholeTrainer):
         if self.clock.seconds:
             metrics["time/step"] = self.clock.seconds / self.clock.steps
             metrics["tokens/second"] = self.tokens / self.clock.seconds * self.args.world_size
-        if self.skipped:
-            metrics["steps/skipped"] = float(self.skipped)
+        metrics |= self.faults.metrics()
         warning = norm_warning(means)
         if warning and not self._said_norms and not self.args.normalize_gradients:
             self._said_norms = True
