@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.cli import evaluate_lm
-from paretune.cli.evaluate_models import check_there, named, own_reference, references_of, score
+from paretune.cli.evaluate_models import Reading, check_there, named, own_reference, references_of, score
 from paretune.cli.keys import READING, DataKeys, key, objectives_of
 from paretune.cli.settings import resolve
 from paretune.cli.summary import table
@@ -154,9 +154,9 @@ def _rows(
     references = references_of(names, own, objectives)
     beta = keys.beta if keys.beta is not None else float(settings.get("beta") or 0.2)
     max_length = keys.max_length if keys.max_length is not None else settings.get("max_length", 2048)
-    how = {"dtype": keys.dtype, "batch_size": keys.batch_size}
+    read = Reading(sets, objectives, beta, max_length, keys.dtype, keys.batch_size)
     scored = [
-        score(name, record, reference, sets, objectives, beta, max_length, four_bits=four, **how)
+        score(read, name, record, reference, four_bits=four)
         for name, record, reference, four in zip(names, records, references, _four_bits(records), strict=True)
     ]
     about = {"names": names, "references": references, "beta": beta}

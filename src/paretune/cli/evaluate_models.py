@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paretune.errors import InputError
@@ -82,23 +83,25 @@ def own_reference(name: str, record: dict[str, Any], given: str | None) -> str |
 def named(name: str, reference: str) -> str:
     if reference != ADAPTERS_OFF:
         return reference
-    from peft import PeftConfig
+    from paretune.policy.loading import base_of
 
-    return str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+    return base_of(name)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What every model is scored on, and how."""
+
+    sets: dict[str, Dataset]
+    objectives: list[Objective]
+    beta: float
+    max_length: int | None
+    dtype: str
+    batch_size: int
 
 
 def score(
-    name: str,
-    record: dict[str, Any],
-    reference: str | None,
-    sets: dict[str, Dataset],
-    objectives: list[Objective],
-    beta: float,
-    max_length: int | None,
-    *,
-    dtype: str,
-    batch_size: int,
-    four_bits: bool,
+    read: Reading, name: str, record: dict[str, Any], reference: str | None, *, four_bits: bool
 ) -> dict[str, Margins]:
     """One model's margins on every set; loads it and lets it go again. An adapter of a 4-bit base gets that base.
 
@@ -113,30 +116,28 @@ def score(
     from paretune.policy.logprobs import prepare_scorer
     from paretune.policy.reference import Reference, check_reference
 
-    outcome = _outcome(name, record, dtype, four_bits=four_bits)
+    outcome = _outcome(name, record, read.dtype, four_bits=four_bits)
+    names = [o.name for o in read.objectives]
     tokenized = {}
-    for part, rows in sets.items():
+    for part, rows in read.sets.items():
         if _answers_by_its_method(record):
             rows = rows.map(lambda row: {"prompt": outcome.prepare(row["prompt"])}, load_from_cache_file=False)
-        tokenized[part], tokens = tokenize_comparisons(
-            rows, outcome.tokenizer, [o.name for o in objectives], max_length=max_length
-        )
+        tokenized[part], tokens = tokenize_comparisons(rows, outcome.tokenizer, names, max_length=read.max_length)
         for warning in tokens.warnings:
             logger.warning(f"{part}: {warning}" if part else warning)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = (
-        outcome.model if four_bits else outcome.model.to(device)
-    )  # the quantizer has put its weights where they belong
+    # the quantizer has put its weights where they belong
+    model = outcome.model if four_bits else outcome.model.to(device)
     scorer = prepare_scorer(model)
     other = Reference("none")
     if reference == ADAPTERS_OFF:
         other = Reference("adapter", model, scorer)
     elif reference is not None:
-        loaded = load_scored(reference, dtype=dtype).to(device)
+        loaded = load_scored(reference, dtype=read.dtype).to(device)
         check_reference(model, loaded)
         other = Reference("copy", loaded, prepare_scorer(loaded, scorer.layout))
-    pad, size = pad_id(outcome.tokenizer), batch_size
+    pad, size = pad_id(outcome.tokenizer), read.batch_size
     return {
-        part: evaluate_margins(model, scorer, other, data, objectives, beta, pad_id=pad, batch_size=size)
+        part: evaluate_margins(model, scorer, other, data, read.objectives, read.beta, pad_id=pad, batch_size=size)
         for part, data in tokenized.items()
     }
