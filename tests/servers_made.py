@@ -43,6 +43,7 @@ FAULTS = {
     "cut": "half of the body, then the connection closes",
     "no_logprobs": "an answer without log-probabilities",
     "empty": "an answer without choices",
+    "one": "one choice, whatever n says, as some servers do",
     "slow": "the answer in many pieces over `stall` seconds",
 }
 _REFUSALS = {"400": "bad request", "401": "bad key", "429": "too many requests", "500": "an error", "503": "no room"}
@@ -233,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         try:
-            answer = made.answer(self.path, body)
+            answer = made.answer(self.path, {**body, "n": 1} if fault == "one" else body)
         except ValueError as error:
             return self._json(400, _error(str(error)))
         if fault == "no_logprobs":
@@ -254,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._write(content)
         with made.lock:
-            made.answered += fault in ("ok", "no_logprobs", "slow")
+            made.answered += fault in ("ok", "no_logprobs", "one", "slow")
         return None
 
     def _stream(self, answer: dict[str, Any], *, slow: bool) -> None:

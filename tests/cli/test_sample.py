@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import signal
-import threading
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretune.pipelines.sampling import Drawn, SamplingSettings, open_responses, tidy
 from tests.cli.made import paretune, save_model, text, write_jsonl
+from tests.preferences.judges.made import judge_model
+from tests.servers_made import ModelServer, serving
 from tests.tokenizers_made import chatml
 
 
@@ -167,127 +168,109 @@ def test_files_are_not_mixed(model: Path, tmp_path: Path, capsys: pytest.Capture
 # ---- a server ----
 
 
-class Server:
-    """An OpenAI-compatible server of few lines: answers tell the seed; `faults` are sent first, as status codes."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.faults: list[int] = []
-        self.ignores_n = False
-        self.delay = 0.0
-        self.url = ""
-
-    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        count = 1 if self.ignores_n else body["n"]
-        texts = [f"seed {body['seed']} number {i}" for i in range(count)]
-        chat = path.endswith("/chat/completions")
-        choices = [
-            {"index": i, "finish_reason": "stop"}
-            | ({"message": {"role": "assistant", "content": one}} if chat else {"text": one, "logprobs": None})
-            for i, one in enumerate(texts)
-        ]
-        return {"id": "x", "object": "x", "created": 0, "model": body["model"], "choices": choices}
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return judge_model(tmp_path_factory.mktemp("served"))
 
 
-@contextmanager
-def serving() -> Iterator[Server]:
-    server = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.requests.append({"path": self.path, **body})
-            server.headers.append({name.lower(): value for name, value in self.headers.items()})
-            status = server.faults.pop(0) if server.faults else 200
-            time.sleep(server.delay)
-            error = {"error": {"message": f"bad key {self.headers['Authorization']}", "type": "x"}}
-            content = json.dumps(server.answer(self.path, body) if status == 200 else error).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("Retry-After-Ms", "1")
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.url = f"http://127.0.0.1:{http.server_port}/v1"
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
+def seeds_of(server: ModelServer) -> list[int]:
+    """One for each prompt: a seed is a function of the prompt."""
+    return [request["seed"] for request in server.requests]
 
 
-def test_responses_of_a_server(tmp_path: Path) -> None:
+def test_responses_of_a_server(served: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[dict[str, Any]] = prompts(6)
     rows[0]["prompt"] = [{"role": "user", "content": "hello"}]
     data = write_jsonl(tmp_path / "p.jsonl", rows)
-    with serving() as server:
-        words = ["--model", "m", "--server", server.url, "--prompts", data, "--n", "3", "--template_options.x", "1"]
-        server.faults = [429, 500, 503]
+    with serving(*served) as server:
+        words = ["--model", "tiny", "--server", server.url, "--prompts", data, "--n", "3", "--max_tokens", "4"]
+        words += ["--template_options.x", "1"]
+        server.faults = ["429", "500", "503"]
         assert paretune("sample", *words, "--out", tmp_path / "r.jsonl") == 0
-        assert len(server.requests) == 6 + 3
+        assert len(server.requests) == 6 + 3 and "3 requests repeated" in capsys.readouterr().out
         assert paretune("sample", *words, "--out", tmp_path / "r.jsonl") == 0
         assert len(server.requests) == 9, "nothing is asked twice"
-        server.ignores_n = True
+        assert len(set(seeds_of(server))) == 6, "each prompt has a seed of its own"
+        server.faults = itertools.repeat("one")
         assert paretune("sample", *words, "--out", tmp_path / "s.jsonl") == 0
-        assert len(server.requests) == 9 + 18
+        assert len(server.requests) == 9 + 18 and len(set(seeds_of(server))) == 18
     found = read(tmp_path / "r.jsonl")
     assert [row["prompt"] for row in found] == [row["prompt"] for row in rows]
-    assert all(len(row["responses"]) == 3 for row in [*found, *read(tmp_path / "s.jsonl")])
+    assert all(2 <= len(row["responses"]) <= 3 for row in [*found, *read(tmp_path / "s.jsonl")])
     chats = [request for request in server.requests if request["path"] == "/v1/chat/completions"]
     assert {request["messages"][0]["content"] for request in chats} == {"hello"}
     assert all(request["chat_template_kwargs"] == {"x": 1} for request in chats)
-    assert len({row["responses"][0] for row in found}) == 6, "each prompt has a seed of its own"
 
 
-def test_a_server_that_fails_loses_no_finished_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_fails_loses_no_finished_work(
+    served: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, out = write_jsonl(tmp_path / "p.jsonl", prompts(12)), tmp_path / "r.jsonl"
-    words = ["--prompts", data, "--n", "2", "--concurrency", "1", "--retries", "0", "--out", out]
-    with serving() as server:
-        words += ["--model", "m", "--server", server.url]
-        server.faults = [200, 200, 500, 400, *[200] * 8]
+    words = ["--prompts", data, "--n", "2", "--max_tokens", "3", "--concurrency", "1", "--retries", "0", "--out", out]
+    with serving(*served) as server:
+        words += ["--model", "tiny", "--server", server.url]
+        server.faults = ["ok", "ok", "500", "400"]
         assert paretune("sample", *words) == 2
-        told = capsys.readouterr().out
-        assert "10 of 12 prompts" in told and "2 prompts failed" in told and len(read(out)) == 10
-        server.faults = [500] * 20
-        assert paretune("sample", *words, "--retries", "1") == 2, "a flag given twice"
+        told = capsys.readouterr()
+        assert "10 of 12 prompts" in told.out and "2 prompts failed" in told.out and len(read(out)) == 10
+        assert "a prompt failed: InternalServerError" in told.err
+        server.faults = ["500"] * 2
         assert paretune("sample", *words) == 2
         assert len(read(out)) == 10
-        server.faults = []
         assert paretune("sample", *words) == 0
         assert len(read(out)) == 12
-        served = [r for r in server.requests]
     assert [row["prompt"] for row in read(out)] == [row["prompt"] for row in prompts(12)]
-    assert len(served) == 12 + 2 + 2
+    assert len(server.requests) == 12 + 2 + 2
     assert paretune("sample", *words) == 0, "finished: a server that is gone does not matter"
     words[words.index("--out") + 1] = tmp_path / "new.jsonl"
-    assert paretune("sample", *words) == 2
+    assert paretune("sample", *words, "--take", "2") == 2, "fewer than would count as gone"
     assert "does not answer" in capsys.readouterr().err
 
 
+def test_killed_under_every_fault_it_ends_as_if_nothing_had_happened(served: tuple[Any, Any], tmp_path: Path) -> None:
+    """Two real processes are killed in the middle; of what was answered, only what was in the air is asked again."""
+    data, kills = write_jsonl(tmp_path / "p.jsonl", prompts(24)), 0
+    faults = ["ok", "ok", "429", "ok", "500", "truncated", "ok", "cut", "ok", "empty", "503", "slow", "ok"]
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "r.jsonl"
+    with serving(*served) as server:
+        words = ["sample", "--model", "tiny", "--server", server.url, "--prompts", data, "--n", "2"]
+        words += ["--max_tokens", "5", "--concurrency", "4"]
+        assert paretune(*words, "--out", whole) == 0
+        server.answered, server.faults, server.stall = 0, itertools.cycle(faults), 0.2
+        for goal in (6, 15):
+            command = [sys.executable, "-m", "paretune", *words, "--out", str(out)]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            end = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < end and server.answered < goal:
+                time.sleep(0.002)
+            kills += process.poll() is None
+            process.kill()
+            process.wait()
+        kept = set(out.read_text().splitlines())
+        assert kills == 2 and 1 <= len(kept) < 24
+        # no answer at all, and one that would drip in for longer than a whole request may take
+        server.faults, server.stall = ["timeout", "slow"], 6.0
+        assert paretune(*words, "--out", out, "--timeout", "2") == 0
+    assert out.read_bytes() == whole.read_bytes() and kept <= set(whole.read_text().splitlines())
+    assert server.answered <= 24 + 2 * 4 + 1, "and the slow answer, which nobody waited for"
+
+
 def test_the_key_comes_from_the_environment_and_is_shown_nowhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    served: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = "sk-verysecretkey-1234567890"
     data, out = write_jsonl(tmp_path / "p.jsonl", prompts(1)), tmp_path / "r.jsonl"
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-server")
-    with serving() as server:
-        words = ["--model", "m", "--server", server.url, "--prompts", data, "--n", "1", "--out", out]
+    with serving(*served) as server:
+        words = ["--model", "tiny", "--server", server.url, "--prompts", data, "--n", "1", "--out", out]
+        words[2:2] = ["--max_tokens", "3"]
         assert paretune("sample", *words, "--api_key_env", "MY_KEY") == 2
         assert "MY_KEY" in capsys.readouterr().err and not server.requests
         monkeypatch.setenv("MY_KEY", key)
-        server.faults = [401]
+        server.faults = ["401"]
         assert paretune("sample", *words, "--api_key_env", "MY_KEY") == 2
         message = capsys.readouterr().err
-        assert "does not answer" in message and "401" in message and "secret" not in message
+        assert "the server refuses" in message and "401" in message and "secret" not in message
         assert paretune("sample", *words, "--api_key_env", "MY_KEY") == 0
         assert server.headers[-1]["authorization"] == f"Bearer {key}"
         words[-1] = tmp_path / "other.jsonl"

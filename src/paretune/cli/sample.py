@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.cli.keys import key
+from paretune.cli.server_keys import ServerKeys
 from paretune.cli.settings import resolve
 from paretune.errors import InputError
 
@@ -32,7 +33,7 @@ GROUPS = {
 
 
 @dataclass
-class SampleKeys:
+class SampleKeys(ServerKeys):
     """Keys of `paretune sample`."""
 
     model: str | None = key("Directory or hub id, an adapter's directory too; with server, its name for the model.")
@@ -49,11 +50,6 @@ class SampleKeys:
     take: int | None = key("Only the first so many prompts.")
     on_bad_row: str = key("'error' stops at a bad row; 'skip' leaves it out and counts it.", "error")
     batch_size: int = key("Responses that a model here draws at once.", 64)
-    server: str | None = key("Base URL of an OpenAI-compatible server, as http://localhost:8000/v1.")
-    api_key_env: str | None = key("Name of the environment variable that holds the server's key.")
-    concurrency: int = key("Requests to the server at a time.", 16)
-    timeout: float = key("Seconds that a request may take.", 600.0)
-    retries: int = key("How often a failed request is repeated, waiting longer each time.", 5)
     overwrite: bool = key("Begin anew: the file is removed first.", False)
 
 
@@ -67,11 +63,11 @@ def main(argv: list[str]) -> int:
     keys: SampleKeys = resolve(argv, SampleKeys, None, required=("model", "prompts", "out")).own
     out = Path(str(keys.out)).expanduser()
     _check(keys, out)
+    access = keys.access()
 
     from paretune.pipelines.sampling import SamplingSettings, open_responses, read_prompts
     from paretune.pipelines.sampling_here import sample_here
     from paretune.pipelines.sampling_server import sample_from_server
-    from paretune.policy.loading import check_weight_files
     from paretune.training.given import full_path
 
     settings = SamplingSettings(
@@ -81,6 +77,8 @@ def main(argv: list[str]) -> int:
     )
     settings.check()
     if keys.server is None:
+        from paretune.policy.loading import check_weight_files  # torch and transformers: a server needs neither here
+
         check_weight_files(settings.model)
     rows, counts = read_prompts(
         keys.prompts, conversational=keys.conversational, take=keys.take, on_bad_row=keys.on_bad_row
@@ -91,15 +89,7 @@ def main(argv: list[str]) -> int:
             if keys.server is None:
                 left_out = sample_here(rows, settings, file, batch_size=keys.batch_size)
             else:
-                left_out = sample_from_server(
-                    rows,
-                    settings,
-                    file,
-                    concurrency=keys.concurrency,
-                    api_key_env=keys.api_key_env,
-                    timeout=keys.timeout,
-                    retries=keys.retries,
-                )
+                left_out = sample_from_server(rows, settings, file, access)
             counts = {**counts, **left_out}
         done = file.finish(rows)
     print(_summary(len(rows), before, done, counts, settings.n, str(out)))
@@ -113,13 +103,8 @@ def _check(keys: SampleKeys, out: Path) -> None:
         raise InputError("out is the file that is read", where=str(out), fix="Name another file.")
     if not out.parent.is_dir():
         raise InputError("no such folder", where=str(out.parent), fix="Make it, or name another file.")
-    for name, least in (("batch_size", 1), ("concurrency", 1), ("retries", 0), ("timeout", 0.001)):
-        if getattr(keys, name) < least:
-            raise InputError(f"bad {name}", expected=f"at least {least}", found=getattr(keys, name))
-    if keys.server is not None and not keys.server.startswith(("http://", "https://")):
-        raise InputError("bad server", expected="a URL, as http://localhost:8000/v1", found=keys.server)
-    if keys.server is None and keys.api_key_env is not None:
-        raise InputError("api_key_env without a server", fix="Give --server URL, or leave it out.")
+    if keys.batch_size < 1:
+        raise InputError("bad batch_size", expected="at least 1", found=keys.batch_size)
 
 
 def _summary(total: int, before: int, done: int, counts: Mapping[str, Any], n: int, out: str) -> str:
@@ -127,6 +112,7 @@ def _summary(total: int, before: int, done: int, counts: Mapping[str, Any], n: i
         "repeated": "repeated responses left out",
         "empty": "empty responses left out",
         "cut": "responses cut off by max_tokens",
+        "retries": "requests repeated",
         "failed": "prompts failed; the same command asks for them again",
     }
     lines = [f"{done:,} of {total:,} prompts have their {n} draws" + (f", {before:,} from before" if before else "")]

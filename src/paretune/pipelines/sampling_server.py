@@ -2,121 +2,200 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import logging
 import os
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from paretune.errors import InputError
 from paretune.pipelines.sampling import Drawn, Progress, PromptRow, ResponseFile, SamplingSettings, tidy
-from paretune.preferences.secrets import without_key
+from paretune.preferences.judges.requests import Failed, Stop, outcome_of, pause
+
+logger = logging.getLogger(__name__)
 
 _IN_A_ROW = 8  # prompts that failed one after another: the server is gone
+_GOES_ON = "What was answered is kept: the same command goes on."
 
 
-def sample_from_server(
-    rows: Sequence[PromptRow],
-    settings: SamplingSettings,
-    file: ResponseFile,
-    *,
-    concurrency: int,
-    api_key_env: str | None,
-    timeout: float,
-    retries: int,
-) -> dict[str, int]:
-    """Asks for all responses that are missing; each prompt is kept as it is answered.
-
-    Messages go to `/chat/completions`, plain prompts to `/completions`. The client repeats a request that timed out,
-    met a full server (429) or an error of it (5xx) `retries` times, waiting longer each time or as long as the server
-    says. A prompt that failed all the same is left for the next run.
+@dataclass(frozen=True)
+class Access:
+    """How a server is asked; nothing of it decides a response.
 
     Args:
         api_key_env: name of the environment variable that holds the key; None for a server that wants none. The key is
             in no file, message or log of ours.
-        timeout: seconds for one request.
+        concurrency: requests at a time.
+        timeout: seconds for one request, from its beginning to the end of its answer.
+        retries: repetitions of a failed one.
+    """
+
+    api_key_env: str | None = None
+    concurrency: int = 16
+    timeout: float = 600.0
+    retries: int = 5
+
+    def secret(self) -> str:
+        """The key, or "".
+
+        Raises:
+            InputError: there is none in the named variable.
+        """
+        if self.api_key_env is None:
+            return ""
+        secret = os.environ.get(self.api_key_env, "")
+        if not secret:
+            where, fix = f"api_key_env {self.api_key_env}", f"export {self.api_key_env}=…"
+            raise InputError("no such environment variable, or it is empty", where=where, fix=fix)
+        return secret
+
+    def options(self, url: str) -> dict[str, Any]:
+        """For the client, which repeats nothing by itself.
+
+        Raises:
+            InputError: no client installed, no key.
+        """
+        try:
+            import openai  # noqa: F401
+        except ImportError as error:
+            raise InputError("a server needs the client openai", fix="pip install 'paretune[judges]'.") from error
+        # without a key of its own the client would take one for another server from OPENAI_API_KEY
+        return {"base_url": url, "api_key": self.secret() or "none", "timeout": self.timeout, "max_retries": 0}
+
+
+def sample_from_server(
+    rows: Sequence[PromptRow], settings: SamplingSettings, file: ResponseFile, access: Access
+) -> dict[str, int]:
+    """Asks for all responses that are missing; each prompt is kept as it is answered.
+
+    Messages go to `/chat/completions`, plain prompts to `/completions`. What is repeated is what judges on a server
+    repeat: 429, 5xx, a time-out, a broken connection, half a JSON. A prompt that failed all the same is left for the
+    next run.
 
     Returns:
-        counts of what was left out, `failed` prompts among them.
+        counts of what was left out, `failed` prompts and `retries` among them.
 
     Raises:
         InputError: no client installed, no key in that variable, a server that refuses the requests or is gone.
     """
-    client, secret = _client(settings, api_key_env, timeout, retries)
-    todo = iter([row for row in rows if row.key not in file.finished])
-    counts: dict[str, int] = {}
-    progress, in_a_row = Progress(len(rows), file), 0
-    pool = ThreadPoolExecutor(concurrency)
-    running: dict[Future[list[Drawn]], PromptRow] = {}
-    try:
-        while True:
-            while len(running) < concurrency and (row := next(todo, None)) is not None:
-                running[pool.submit(_request, client, row, settings)] = row
-            if not running:
-                return counts
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                row = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    file.add([(row, tidy(future.result(), settings, counts))])
-                    in_a_row = 0
-                    continue
-                problem = _problem(error, secret)
-                in_a_row += 1
-                counts["failed"] = counts.get("failed", 0) + 1
-                if _is_refusal(error) or in_a_row >= _IN_A_ROW:
-                    fix = "What was answered is kept: the same command goes on."
-                    raise InputError("the server does not answer", where=str(settings.server), found=problem, fix=fix)
-            progress.at()
-    finally:
-        client.close()  # first: requests still running end at once
-        pool.shutdown(wait=True, cancel_futures=True)
+    session = _Session(rows, settings, file, access)
+    # a thread of its own: the caller may have an event loop already (a notebook has)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(asyncio.run, session.run())
+        try:
+            done.result()
+        except Stop as stop:
+            raise InputError(str(stop), where=str(settings.server), fix=_GOES_ON) from None
+        except BaseException:  # ctrl-C comes here, not to that thread
+            session.cancel()
+            raise
+    return session.counts
 
 
-def _client(settings: SamplingSettings, api_key_env: str | None, timeout: float, retries: int) -> tuple[Any, str]:
-    try:
-        from openai import OpenAI
-    except ImportError as error:
-        raise InputError("a server needs the client openai", fix="pip install 'paretune[judges]'.") from error
-    secret = ""
-    if api_key_env is not None:
-        secret = os.environ.get(api_key_env, "")
-        if not secret:
-            where = f"api_key_env {api_key_env}"
-            raise InputError("no such environment variable, or it is empty", where=where, fix=f"export {api_key_env}=…")
-    # without a key of its own the client would take one for another server from OPENAI_API_KEY
-    client = OpenAI(base_url=settings.server, api_key=secret or "none", timeout=timeout, max_retries=retries)
-    return client, secret
+class _Session:
+    """All requests of one call."""
 
+    def __init__(self, rows: Sequence[PromptRow], settings: SamplingSettings, file: ResponseFile, access: Access):
+        self.settings, self.file, self.access = settings, file, access
+        self.todo: Iterator[PromptRow] = iter([row for row in rows if row.key not in file.finished])
+        self.options, self.secret = access.options(str(settings.server)), access.secret()
+        self.progress = Progress(len(rows), file)
+        self.counts: dict[str, int] = {}
+        self.in_a_row: list[Failed] = []
+        self.cancel: Callable[[], object] = lambda: None
 
-def _request(client: Any, row: PromptRow, settings: SamplingSettings) -> list[Drawn]:
-    """n responses; a server that answers with fewer (some ignore n) is asked again for the rest."""
-    drawn: list[Drawn] = []
-    while len(drawn) < settings.n:
+    async def run(self) -> None:
+        from openai import AsyncOpenAI
+
+        loop, own = asyncio.get_running_loop(), asyncio.current_task()
+        assert own is not None
+        self.cancel = lambda: loop.is_closed() or loop.call_soon_threadsafe(own.cancel)
+        async with AsyncOpenAI(**self.options) as self.client:
+            workers = [asyncio.create_task(self._work()) for _ in range(self.access.concurrency)]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        if self.in_a_row and all(failed.gone for failed in self.in_a_row):
+            self._does_not_answer()
+
+    async def _work(self) -> None:
+        for row in self.todo:
+            answer = await self._draws(row)
+            if not isinstance(answer, Failed):
+                self.file.add([(row, tidy(answer, self.settings, self.counts))])
+                self.in_a_row.clear()
+                self.progress.at()
+                continue
+            if not self.counts.get("failed"):
+                logger.warning("a prompt failed: %s", answer.problem)
+            self._count("failed")
+            self.in_a_row.append(answer)
+            if len(self.in_a_row) >= _IN_A_ROW:
+                self._does_not_answer()
+
+    def _does_not_answer(self) -> NoReturn:
+        where, found = str(self.settings.server), self.in_a_row[-1].problem
+        raise InputError("the server does not answer", where=where, found=found, fix=_GOES_ON)
+
+    async def _draws(self, row: PromptRow) -> list[Drawn] | Failed:
+        """n responses; a server that answers with fewer (some ignore n) is asked again for the rest."""
+        drawn: list[Drawn] = []
+        while len(drawn) < self.settings.n:
+            answer = await self._repeated(functools.partial(self._request, row, len(drawn)))
+            if isinstance(answer, Failed):
+                return answer
+            drawn += answer
+        return drawn[: self.settings.n]
+
+    async def _repeated(self, send: Callable[[], Awaitable[list[Drawn]]]) -> list[Drawn] | Failed:
+        """One request, repeated as often as allowed.
+
+        Raises:
+            Stop: a server that refuses.
+        """
+        for attempt in range(self.access.retries + 1):
+            try:
+                async with asyncio.timeout(self.access.timeout):  # the client's own begins anew with every piece
+                    return await send()
+            except Exception as error:
+                outcome = outcome_of(error, self.secret)
+            if isinstance(outcome, Stop):
+                raise outcome
+            failed, wait, _ = outcome
+            if wait is None or attempt == self.access.retries:
+                break
+            self._count("retries")
+            await asyncio.sleep(pause(wait, attempt))
+        return failed
+
+    async def _request(self, row: PromptRow, before: int) -> list[Drawn]:
+        settings = self.settings
         options: dict[str, Any] = {
-            **{"model": settings.model, "n": settings.n - len(drawn), "temperature": settings.temperature},
+            **{"model": settings.model, "n": settings.n - before, "temperature": settings.temperature},
             **{"top_p": settings.top_p, "max_tokens": settings.max_tokens},
             # the same draws again after a kill, where the server takes seeds; 31 bits, which all take
-            "seed": (row.seed(settings.seed) + len(drawn)) % (1 << 31),
+            "seed": (row.seed(settings.seed) + before) % (1 << 31),
         }
         if isinstance(row.prompt, str):
-            choices = client.completions.create(prompt=row.prompt, **options).choices
+            choices = (await self.client.completions.create(prompt=row.prompt, **options)).choices
             texts = [choice.text for choice in choices]
         else:
             if settings.template_options:
                 options["extra_body"] = {"chat_template_kwargs": dict(settings.template_options)}
-            choices = client.chat.completions.create(messages=row.prompt, **options).choices
+            messages: Any = row.prompt
+            choices = (await self.client.chat.completions.create(messages=messages, **options)).choices
             texts = [choice.message.content for choice in choices]
         if not texts:
             raise ValueError("an answer without choices")
-        for choice, text in zip(choices, texts, strict=True):
-            drawn.append(Drawn(text or "", choice.finish_reason == "length"))
-    return drawn[: settings.n]
+        return [
+            Drawn(text or "", choice.finish_reason == "length") for choice, text in zip(choices, texts, strict=True)
+        ]
 
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether the next request would fare no better: a wrong key, model or address (400 is often one prompt's)."""
-    return getattr(error, "status_code", None) in (401, 403, 404, 405)
-
-
-def _problem(error: BaseException, secret: str) -> str:
-    return without_key(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", secret)[:300]
+    def _count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1

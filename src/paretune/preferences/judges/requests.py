@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -139,11 +140,11 @@ def outcome_of(error: Exception, secret: str) -> Stop | tuple[Failed, float | No
     if isinstance(error, openai.APIStatusError):
         status = error.status_code
         if status in _REFUSED:
-            return Stop(f"the judge's server refuses: {problem}")
+            return Stop(f"the server refuses: {problem}")
         if status in _REPEATED or status >= 500:
             wait = _retry_after(error.response.headers)
             if wait is not None and wait > _LONGEST_WAIT:
-                return Stop(f"the judge's server asks to wait {wait:,.0f} s: {problem}")
+                return Stop(f"the server asks to wait {wait:,.0f} s: {problem}")
             return Failed(problem, gone=status == 429), -1.0 if wait is None else wait, False
         return Failed(problem, gone=False), None, False
     if isinstance(error, openai.APITimeoutError | TimeoutError):
@@ -153,6 +154,11 @@ def outcome_of(error: Exception, secret: str) -> Stop | tuple[Failed, float | No
     if isinstance(error, ValueError | AttributeError | openai.APIError):  # no JSON, or not the JSON of an answer
         return Failed(problem, gone=False), -1.0, True
     raise error
+
+
+def pause(wait: float, attempt: int) -> float:
+    """Seconds before a repetition: what the server asked for, else (-1) longer after each attempt, up to 30."""
+    return wait if wait >= 0 else min(30.0, 0.5 * 2**attempt) * (1 - 0.25 * random.random())
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

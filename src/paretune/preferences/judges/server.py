@@ -20,7 +20,6 @@ import contextlib
 import math
 import os
 import queue
-import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from paretune.preferences.judges.requests import (
     cost_of,
     dearest_cost,
     outcome_of,
+    pause,
     reply_of,
     request_body,
 )
@@ -217,11 +217,9 @@ class _Session:
                     self.returned.notify_all()
             if wait is None or attempt == settings.retries:
                 break
-            if wait < 0:
-                wait = min(30.0, 0.5 * 2**attempt) * (1 - 0.25 * random.random())
-            elif wait > 0:  # the server said so: it holds for all
+            if wait > 0:  # the server said so: it holds for all
                 self.server.next_slot = max(self.server.next_slot, asyncio.get_running_loop().time() + wait)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(pause(wait, attempt))
         return answer
 
     async def _turn(self, dearest: Cost) -> None:
