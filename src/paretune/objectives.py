@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -46,8 +47,16 @@ class Objective:
 
     def __post_init__(self) -> None:
         where = f"objective {self.name!r}"
-        if not isinstance(self.name, str) or not self.name or any(c in self.name for c in "/~\n"):
-            raise InputError("bad objective name", expected="a non-empty string without '/', '~'", found=self.name)
+        if not _plain(self.name):
+            expected = f"1 to {_LONGEST} printable characters without '/' and '~'"
+            raise InputError("bad objective name", expected=expected, found=self.name)
+        for key in ("loss", "labels", "rule"):
+            value = getattr(self, key)
+            if not isinstance(value, str) and (value is not None or key == "loss"):
+                raise InputError(f"bad {key}", where=where, expected="text", found=value)
+        for key in ("reference_free", "length_normalized"):
+            if not isinstance(getattr(self, key), bool | None):
+                raise InputError(f"bad {key}", where=where, expected="true or false", found=getattr(self, key))
         _number(where, "weight", self.weight, low=0.0)
         if self.beta is not None:
             _number(where, "beta", self.beta, low=0.0, open_low=True)
@@ -58,8 +67,17 @@ class Objective:
             raise InputError("both labels and rule are given", where=where, fix="Keep the one that gives its labels.")
 
 
+_LONGEST = 200
+
+
+def _plain(name: Any) -> bool:
+    """Whether a name can stand in a metric's name and in a file's."""
+    return isinstance(name, str) and 0 < len(name) <= _LONGEST and name.isprintable() and not {"/", "~"} & set(name)
+
+
 def _number(where: str, key: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False) -> None:
-    inside = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    inside = isinstance(value, int | float) and not isinstance(value, bool)
+    inside = inside and abs(value) <= sys.float_info.max  # an integer beyond it is no float; nor is NaN below it
     inside = inside and (low < value if open_low else low <= value) and value < high
     if not inside:
         bound = f"a number {'>' if open_low else '>='} {low:g}" + (f" and < {high:g}" if high < math.inf else "")
@@ -119,6 +137,8 @@ def normalize_weights(objectives: list[Objective]) -> list[Objective]:
     total = sum(o.weight for o in objectives)
     if total <= 0:
         raise InputError("all weights are zero", expected="at least one positive weight")
+    if math.isinf(total):
+        raise InputError("the weights are too large to add up", found=[o.weight for o in objectives])
     return [replace(o, weight=o.weight / total) for o in objectives]
 
 

@@ -25,8 +25,6 @@ import typing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from paretune.cli.keys import READING, DataKeys, objectives_of
 from paretune.cli.settings import convert, read_config, read_yaml
 from paretune.cli.summary import table
@@ -147,10 +145,7 @@ def _data(args: argparse.Namespace) -> tuple[Any, list[Objective] | None, dict[s
 
 
 def _objectives(text: str) -> list[Objective]:
-    try:
-        spec = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError("unreadable YAML", where="--objectives", expected="names or a mapping", found=text) from error
+    spec = read_yaml(text, "--objectives")
     if isinstance(spec, str):
         spec = [name.strip() for name in spec.split(",") if name.strip()]
     return parse_objectives(spec)

@@ -8,6 +8,7 @@ and one-sentence help with them, so neither is written down twice.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -41,7 +42,14 @@ class Settings:
     config: dict[str, Any]
 
 
-def resolve(argv: list[str], own: type, config: type | None, *, required: Iterable[str]) -> Settings:
+def resolve(
+    argv: list[str],
+    own: type,
+    config: type | None,
+    *,
+    required: Iterable[str],
+    base: Mapping[str, Any] | None = None,
+) -> Settings:
     """The settings that a command line asks for.
 
     Args:
@@ -49,13 +57,14 @@ def resolve(argv: list[str], own: type, config: type | None, *, required: Iterab
         own: the command's dataclass.
         config: the configuration class whose fields are keys too, or None.
         required: keys that must be given.
+        base: values under those of the file and the flags.
 
     Raises:
         InputError: an unknown key (the nearest one is named), a value of the wrong type, a missing key, a bad file.
     """
     hints = {key: hint for kind in (config, own) if kind is not None for key, hint in hints_of(kind).items()}
     path, flags = parse_flags(argv, hints)
-    values = {} if path is None else read_config(path)
+    values = {**(base or {}), **({} if path is None else read_config(path))}
     for key in values:
         _check_key(key, hints, path or "")
     merged = {key: convert(key, value, hints[key], path or "") for key, value in values.items()}
@@ -139,21 +148,74 @@ def read_yaml(text: str, where: str) -> Any:
     """Plain values of a YAML (or JSON) text.
 
     Raises:
-        InputError: not YAML; the line is named.
+        InputError: not YAML, or more than settings are; the line is named.
     """
+    if len(text) > _LONGEST:
+        raise InputError("too long for settings", where=where, expected=f"at most {_LONGEST:,} characters")
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            _check_node(node, {})
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}" if mark is not None else where
         problem = getattr(error, "problem", None) or "not YAML"
         raise InputError(f"unreadable YAML: {problem}", where=place) from error
+    except RecursionError as error:
+        raise InputError("unreadable YAML: nested too deeply", where=where) from error
+    except Exception as error:  # of a tag's text: whatever int(), float() or date() raise
+        raise InputError(f"unreadable YAML: {_first_line(error)}", where=where) from error
+
+
+_LONGEST = 1 << 20  # PyYAML reads a megabyte in some seconds
+_MOST_NODES = 100_000  # with every alias written out: nine lines of aliases of aliases stand for a billion
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # in no path and no file
+
+
+def _check_node(node: yaml.Node | None, sizes: dict[yaml.Node, int | None]) -> int:
+    """How many values a node stands for, its aliases written out.
+
+    Args:
+        sizes: of nodes that were counted; None while one is.
+
+    Raises:
+        ConstructorError: too many, one that holds itself, text that no file can hold.
+    """
+    if node is None:
+        return 0
+    if node in sizes:
+        if sizes[node] is None:
+            raise yaml.constructor.ConstructorError(None, None, "a value that holds itself", node.start_mark)
+        return sizes[node] or 0
+    sizes[node] = None
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.ScalarNode):
+        if _NOT_TEXT.search(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "NUL, or half a character", node.start_mark)
+    else:
+        inner = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+    size = 1
+    for part in inner:
+        size += _check_node(part, sizes)
+        if size > _MOST_NODES:
+            raise yaml.constructor.ConstructorError(None, None, "aliases for too many values", node.start_mark)
+    sizes[node] = size
+    return size
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def read_config(path: str) -> dict[str, Any]:
     """The settings of a configuration file, by key; dashes in keys mean underscores."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        with Path(path).expanduser().open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
     except FileNotFoundError as error:
         raise InputError("no such configuration file", where=path) from error
     except OSError as error:
@@ -293,10 +355,11 @@ def convert(key: str, value: Any, hint: Any, where: str) -> Any:
         if bool in plain:
             return value
     elif isinstance(value, int | float):
-        if int in plain and float(value).is_integer():
+        if int in plain and abs(value) < 1 << 63 and value == value // 1:
             return int(value)
         if float in plain:
-            return float(value)
+            with contextlib.suppress(OverflowError):  # an integer beyond the floats
+                return float(value)
         if str in plain:
             return str(value)
     elif isinstance(value, str):

@@ -8,6 +8,7 @@ That is a native row with `ratings`, a's first; every layout of scored responses
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,7 @@ def rated_rows(data: Any, fields: Iterable[str], options: Mapping[str, Any]) -> 
 
 
 _EXPECTED = "ratings: {objective: [of a, of b]}, or responses with scores"
+_LARGEST = sys.float_info.max  # an integer beyond it is no float, infinity neither; NaN is no rating
 _FIX = "Give scored data, or let a preference stand for a rating of 1 against 0 (from_preferences: true)."
 
 
@@ -130,7 +132,7 @@ def rating_pair(given: Any, field: str, where: str) -> list[float]:
     values = [None, None] if given is None else given
     good = isinstance(values, Sequence) and len(values) == 2
     good = good and all(
-        v is None or (isinstance(v, int | float) and not isinstance(v, bool) and not math.isinf(v)) for v in values
+        v is None or (isinstance(v, int | float) and not isinstance(v, bool) and not abs(v) > _LARGEST) for v in values
     )
     if not good:
         raise InputError(f"bad ratings (field {field!r})", where=where, expected="[of a, of b], numbers", found=given)

@@ -79,7 +79,7 @@ def parse_label(value: Any, field: str = "preferences") -> float | None:
         raise BadRow("label out of range", field=field, expected=LABELS, found=value, fix=fix)
     if isinstance(value, str) and value.strip().lower() in _WORDS:
         return _WORDS[value.strip().lower()]
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and not any(isinstance(entry, list | tuple) for entry in value):
         votes = [vote for vote in (parse_label(entry, field) for entry in value) if vote is not None]
         return sum(votes) / len(votes) if votes else None
     raise BadRow("bad label", field=field, expected=LABELS, found=value)
@@ -110,7 +110,7 @@ def clean_row(row: Mapping[str, Any], *, conversational: bool = False) -> dict[s
     for name, value in preferences.items():
         if not isinstance(name, str) or not name:
             raise BadRow("bad objective name", field="preferences", expected="a non-empty string", found=name)
-        labels[name] = parse_label(value, f"preferences.{name}")
+        labels[_encodable(name, "preferences")] = parse_label(value, f"preferences.{name}")
     cleaned: dict[str, Any] = {"prompt": prompt, "response_a": a, "response_b": b, "preferences": labels}
     for field in ("id", "group", "reference"):
         value = row.get(field)
@@ -118,11 +118,11 @@ def clean_row(row: Mapping[str, Any], *, conversational: bool = False) -> dict[s
             value = str(value)
         if value is not None and not isinstance(value, str):
             raise BadRow("wrong type", field=field, expected="a string", found=value)
-        cleaned[field] = value
+        cleaned[field] = value if value is None else _encodable(value, field)
     count_only = row.get("count_only")
     if count_only is not None and not (isinstance(count_only, list) and all(isinstance(n, str) for n in count_only)):
         raise BadRow("wrong type", field="count_only", expected="a list of objective names", found=count_only)
-    cleaned["count_only"] = list(count_only or [])
+    cleaned["count_only"] = [_encodable(name, "count_only") for name in count_only or []]
     return cleaned
 
 
@@ -156,7 +156,7 @@ def _message(entry: Any, field: str) -> Message:
     for key in ("tool_calls", "tool_call_id"):
         if entry.get(key):
             raise BadRow("tool calls are not supported", field=f"{field}.{key}", expected="role and content only")
-    return {"role": entry["role"], "content": _encodable(content, f"{field}.content")}
+    return {"role": _encodable(entry["role"], f"{field}.role"), "content": _encodable(content, f"{field}.content")}
 
 
 def _encodable(text: str, field: str) -> str:

@@ -24,6 +24,9 @@ Item = tuple[str, dict[str, Any] | BadRow]
 _TABLES = {".parquet": "parquet", ".csv": "csv"}
 _LINES = {".jsonl", ".ndjson", ".json"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Bounds against files that are none of text: a gigabyte of zeros is a megabyte of gzip.
+LONGEST_LINE = 256 << 20  # bytes; a row of 100,000 tokens has half a megabyte
+LARGEST_ARRAY = 4 << 30  # bytes of a JSON array, which is parsed as a whole
 TRUTHFULQA_FILES = ("finetune_truth.jsonl", "finetune_info.jsonl", "TruthfulQA.csv")
 
 
@@ -138,15 +141,36 @@ def _json_records(path: Path) -> Iterator[Item]:
     """JSON lines, or one JSON array (as a `.json` export often is); `.gz` either way."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            name, first = str(path), stream.readline()
+            name, first = str(path), stream.readline(LONGEST_LINE + 1)
             if first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-                yield from _json_array(first + stream.read(), name)
+                yield from _json_array(first + _rest(stream, name), name)
                 return
-            yield from _json_line(first.removeprefix(b"\xef\xbb\xbf"), f"{name}, line 1")
-            for number, line in enumerate(stream, start=2):
+            line, number = first.removeprefix(b"\xef\xbb\xbf"), 1
+            while line:
+                if len(line) > LONGEST_LINE:
+                    where = f"{name}, line {number}"
+                    raise InputError("the line is too long", where=where, expected=_bytes(LONGEST_LINE))
                 yield from _json_line(line, f"{name}, line {number}")
+                line, number = stream.readline(LONGEST_LINE + 1), number + 1
     except (OSError, EOFError, zlib.error) as error:  # the last two: a truncated or damaged gzip file
         raise InputError("the file cannot be read", where=str(path), found=str(error)) from error
+
+
+def _rest(stream: Any, where: str) -> bytes:
+    content = bytearray()
+    while piece := stream.read(1 << 20):  # in pieces: asked for many bytes at once, a stream makes room for all of them
+        content += piece
+        if len(content) > LARGEST_ARRAY:
+            fix = "Give JSON lines, which are read one by one."
+            raise InputError("the array is too large", where=where, expected=_bytes(LARGEST_ARRAY), fix=fix)
+    return bytes(content)
+
+
+def _bytes(limit: int) -> str:
+    return f"at most {limit >> 20} MiB"
+
+
+_TOO_MUCH = "brackets nested a thousand deep, or a number of thousands of digits"
 
 
 def _json_line(line: bytes, where: str) -> Iterator[Item]:
@@ -160,6 +184,8 @@ def _json_line(line: bytes, where: str) -> Iterator[Item]:
     except json.JSONDecodeError as error:
         found = f"{error.msg.removesuffix(' at')} at column {error.colno} of {len(line.rstrip())} characters"
         yield where, BadRow("not valid JSON", expected="one JSON object per line", found=Words(found))
+    except (RecursionError, ValueError):
+        yield where, BadRow("JSON that is not read", expected="one row per line", found=Words(_TOO_MUCH))
     else:
         yield where, _as_record(value)
 
@@ -173,6 +199,8 @@ def _json_array(content: bytes, path: str) -> Iterator[Item]:
         raise InputError(
             "not valid JSON", where=f"{path}, line {error.lineno}", found=error.msg.removesuffix(" at")
         ) from error
+    except (RecursionError, ValueError) as error:
+        raise InputError("JSON that is not read", where=path, expected="a list of rows", found=_TOO_MUCH) from error
     for number, value in enumerate(values, start=1):
         yield f"{path}, row {number}", _as_record(value)
 
@@ -230,11 +258,19 @@ def _hub(source: Source, split: str, streaming: bool) -> Iterable[Any]:
 
 def _reading(open_rows: Callable[[], Iterable[Any]], where: str) -> Iterator[Any]:
     try:
-        yield from open_rows()
+        yield from _undecoded(open_rows())
     except InputError:
         raise
     except Exception as error:  # a broken table surfaces when opened or read, as whatever pyarrow or pandas raises
         raise InputError("the rows cannot be read", where=where, found=Words(_first_line(error))) from error
+
+
+def _undecoded(rows: Any) -> Iterable[Any]:
+    """Pictures and sounds as they are stored: to decode one would open whatever file or address the data names."""
+    if isinstance(rows, Mapping) or getattr(rows, "features", None) is None:
+        return rows  # type: ignore[no-any-return]
+    streamed = rows.to_iterable_dataset() if hasattr(rows, "to_iterable_dataset") else rows
+    return streamed.decode(False) if hasattr(streamed, "decode") else rows
 
 
 def _first_line(error: Exception) -> str:

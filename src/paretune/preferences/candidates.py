@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paretune.comparisons.layouts import LAYOUTS, LayoutOptions, recognise
+from paretune.comparisons.layouts.shared import check_count
 from paretune.comparisons.rows import BadRow, Text, clean_row, text_of
 from paretune.comparisons.sources import Item, list_sources, open_source
 from paretune.errors import InputError
@@ -80,6 +81,7 @@ def _responses(where: str, record: Mapping[str, Any]) -> Candidates:
     responses = record["responses"]
     if not isinstance(responses, list):
         raise BadRow("wrong type", field="responses", expected="a list of responses", found=responses)
+    check_count(len(responses))
     prompt: Any = None
     texts = []
     for i, response in enumerate(responses):

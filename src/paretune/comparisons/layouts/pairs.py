@@ -49,7 +49,7 @@ def _given_labels(record: Mapping[str, Any], options: LayoutOptions) -> dict[str
     """`preferences` in any spelling, and the columns that an objective asks for by `labels`."""
     given = record.get("preferences")
     if isinstance(given, str):
-        with contextlib.suppress(json.JSONDecodeError):  # what stays a string is refused below
+        with contextlib.suppress(ValueError, RecursionError):  # what stays a string is refused below
             given = json.loads(given)
     if given is not None and not isinstance(given, Mapping):
         raise BadRow("wrong type", field="preferences", expected="{objective: label}", found=given)

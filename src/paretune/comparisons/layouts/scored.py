@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from paretune.comparisons.layouts.pairs import trl
@@ -14,6 +15,7 @@ from paretune.comparisons.layouts.shared import (
     each,
     need,
     number_or_none,
+    paired,
     scored_rows,
 )
 from paretune.comparisons.rows import BadRow
@@ -131,10 +133,10 @@ def helpsteer2(records: Iterator[Item], options: LayoutOptions) -> Iterator[Item
             yield where, bad
             continue
         if own != prompt:
-            yield from ((start, row) for row in _paired_run(prompt, run, options))
+            yield from paired(start, partial(_paired_run, prompt, run, options))
             start, prompt, run = where, own, []
         run.append({"response": response, "ratings": ratings, "carried": carried(record)})
-    yield from ((start, row) for row in _paired_run(prompt, run, options))
+    yield from paired(start, partial(_paired_run, prompt, run, options))
 
 
 def _attributes(record: Mapping[str, Any], options: LayoutOptions) -> dict[str, float | None]:
@@ -182,7 +184,7 @@ def thumbs(records: Iterator[Item], options: LayoutOptions) -> Iterator[Item]:
         made += bool(liked and disliked)
         values = {CHOSEN: [1.0] * len(liked) + [0.0] * len(disliked)}
         differing = replace(options, pairs="pareto")  # with one label: the pairs in which it differs
-        yield from ((where, row) for row in scored_rows(prompt, liked + disliked, values, differing, {}))
+        yield from paired(where, partial(scored_rows, prompt, liked + disliked, values, differing, {}))
     options.facts["prompts without both a liked and a disliked completion"] += len(prompts) - made
     if prompts and not made:
         raise InputError(

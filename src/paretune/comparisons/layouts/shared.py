@@ -15,6 +15,7 @@ from paretune.comparisons.rows import BadRow
 from paretune.comparisons.sources import Item
 
 PAIR_CHOICES = ("all", "best-worst", "overall-best-worst", "pareto", "conflict")
+MOST_PAIRS = 200_000  # of one prompt: K responses make K²/2, and a line of a megabyte holds 100,000
 CHOSEN = "chosen"  # the label of a layout that only says which response is the better one
 
 
@@ -57,6 +58,16 @@ def each(records: Iterator[Item], make: Callable[[dict[str, Any]], Sequence[dict
             yield from ((where, row) for row in rows)
 
 
+def paired(where: str, make: Callable[[], Sequence[dict[str, Any]]]) -> Iterator[Item]:
+    """The rows made of responses that several records brought, or the finding that there are too many."""
+    try:
+        rows = make()
+    except BadRow as bad:
+        yield where, bad
+    else:
+        yield from ((where, row) for row in rows)
+
+
 def need(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...], expected: str) -> Any:
     """A field that must be there with one of these types, else a finding that names it."""
     if record.get(name) is None:
@@ -76,7 +87,7 @@ def number_or_none(value: Any, name: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: an integer beyond the floats
         number = math.inf
     if math.isinf(number) or isinstance(value, bool):
         raise BadRow("bad score", field=name, expected="a finite number or null", found=value)
@@ -142,7 +153,7 @@ def choose_pairs(
             known = [given.get(pair) for given in labels.values()]
         return tuple(0.0 if label is None or label == 0.5 else math.copysign(1.0, label - 0.5) for label in known)
 
-    pairs = list(itertools.combinations(range(count), 2))
+    pairs = every_pair(count)
     if options.pairs in ("best-worst", "overall-best-worst"):
         columns = list(scores.values()) if options.pairs == "best-worst" else [_mean_ranks(scores, count)]
         wanted = {_best_worst(values) for values in columns}
@@ -152,6 +163,23 @@ def choose_pairs(
     elif options.pairs == "conflict":
         pairs = [pair for pair in pairs if {1.0, -1.0} <= set(signs(pair))]
     return cap_pairs(pairs, signs, options, key)
+
+
+def check_count(count: int) -> None:
+    """Raises BadRow for more responses to one prompt than can be paired."""
+    if count * (count - 1) // 2 > MOST_PAIRS:
+        expected = f"at most {MOST_PAIRS:,} pairs of one prompt"
+        raise BadRow("too many responses to one prompt", field="prompt", expected=expected, found=count)
+
+
+def every_pair(count: int) -> list[tuple[int, int]]:
+    """All pairs (i, j), i < j.
+
+    Raises:
+        BadRow: more than `MOST_PAIRS`.
+    """
+    check_count(count)
+    return list(itertools.combinations(range(count), 2))
 
 
 def _best_worst(values: Sequence[float | None]) -> tuple[int, int] | None:

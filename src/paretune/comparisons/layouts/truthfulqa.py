@@ -7,12 +7,11 @@ the same with "\nHelpful:". The two are joined by (question, answer), and answer
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from paretune.comparisons.layouts.shared import LayoutOptions, cap_pairs
+from paretune.comparisons.layouts.shared import LayoutOptions, cap_pairs, every_pair
 from paretune.comparisons.rows import BadRow
 from paretune.comparisons.sources import Item
 from paretune.errors import InputError
@@ -128,7 +127,11 @@ def _rows(question: str, answers: list[Answer], reference: str | None, options: 
         a, b = answers[pair[0]], answers[pair[1]]
         return tuple(a.votes[name][0] - b.votes[name][0] for name in TAILS.values())
 
-    pairs = [pair for pair in itertools.combinations(range(len(answers)), 2) if any(differences(pair))]
+    try:
+        pairs = [pair for pair in every_pair(len(answers)) if any(differences(pair))]
+    except BadRow as bad:
+        yield answers[0].where, bad
+        return
     # one plain kind per sign pattern up to a swap of the two answers: conflicting, agreeing, truth only, info only
     pairs = cap_pairs(pairs, lambda pair: max(d := differences(pair), tuple(-x for x in d)), options, key=question)
     tie = 0.5 if options.ties == "equal" else None
