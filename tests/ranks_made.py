@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NEXT_RANK = "\n--- the next rank ---\n"
 
+# Imports what every rank needs, which takes longer than most scripts, and forks the ranks.
+FORKS = """
+import json, os, sys
+import tests.runs_made
+folder, world, script, sys.argv[1:] = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
+ranks = []
+for rank in range(world):
+    ranks.append(os.fork())
+    if ranks[-1] == 0:
+        said = os.open(f"{folder}/{rank}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(said, 1), os.dup2(said, 2)
+        if world > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        exec(compile(script, "rank", "exec"), {"__name__": "__main__"})
+        sys.exit(0)
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]))
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, each another one."""
+    with ExitStack() as sockets:
+        found = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for free in found:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in found]
+
 
 def run_ranks(script: str, arguments: Sequence[str], world: int, **variables: str) -> tuple[list[int], str]:
-    """Runs `python -c script *arguments` as `world` ranks (1: as a process of its own).
+    """Runs a script with `arguments` in sys.argv[1:] as `world` ranks (1: as a process of its own).
 
     Args:
         script: sees RANK, LOCAL_RANK and WORLD_SIZE where there are several ranks.
@@ -25,26 +56,25 @@ def run_ranks(script: str, arguments: Sequence[str], world: int, **variables: st
     Returns:
         Each rank's exit status, and what they wrote, with NEXT_RANK in between.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", **variables}
     if world > 1:
-        environment |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            env={**environment, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})},
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
+        environment |= {"WORLD_SIZE": str(world), **meeting}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", FORKS, folder, str(world), script, *arguments]
+        forks = subprocess.Popen(
+            command,
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
-        for rank in range(world)
-    ]
-    try:
-        said = [process.communicate(timeout=240)[0] for process in ranks]
-    finally:
-        for process in ranks:  # one that waits for a rank that died would outlive the test
-            process.kill()
-            process.wait()
-    return [process.returncode for process in ranks], NEXT_RANK.join(output[-3000:] for output in said)
+        try:
+            statuses = json.loads(forks.communicate(timeout=240)[0].splitlines()[-1])
+        finally:
+            with suppress(ProcessLookupError):  # one that waits for a rank that died would outlive the test
+                os.killpg(forks.pid, signal.SIGKILL)
+            forks.wait()
+        said = [path.read_text(errors="replace")[-3000:] for path in sorted(Path(folder).iterdir())]
+    return statuses, NEXT_RANK.join(said)

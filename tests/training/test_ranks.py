@@ -1,49 +1,120 @@
-"""Two processes take the steps that one takes: the same rows, the same Gram, the same weights on both ranks."""
+"""Several processes take the steps that one takes: the same gradients, Gram, coefficients and weights on every rank.
+
+One launch serves all tests here (`tests/ranks_script.py`): torchrun twice, as two machines at addresses of their own.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.ranks_made import run_ranks
-from tests.runs_made import farthest, made_text_rows, small_trainer, weights
-
-# What each rank runs; one process runs the same without RANK in its environment.
-WORKER = """
-import sys, torch
-from pathlib import Path
-from tests.runs_made import made_text_rows, small_trainer, weights
-out = Path(sys.argv[1])
-rows = made_text_rows(21)
-trainer = small_trainer(
-    out / "run", rows=rows[:15], eval_dataset=rows[15:], lora=True, optim="sgd", learning_rate=0.1, max_steps=5,
-    per_device_train_batch_size=2, gradient_accumulation_steps=2, ddp_backend="gloo",
-    eval_strategy="steps", eval_steps=5,
-)
-trainer.train()
-rank = trainer.args.process_index
-history = [e for e in trainer.state.log_history if "loss" in e or "eval_loss" in e]
-torch.save({"weights": weights(trainer), "history": history}, out / f"rank{rank}.pt")
-"""
+from tests.ranks_made import ROOT, free_ports
+from tests.ranks_script import made, trained
 
 
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    statuses, said = run_ranks(WORKER, [str(tmp_path)], world=2)
-    assert statuses == [0, 0], said
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    assert all(torch.equal(first["weights"][k], second["weights"][k]) for k in first["weights"])
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what every rank saw, a file per run and rank."""
+    folder, (meeting, own) = tmp_path_factory.mktemp("ranks"), free_ports(2)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "PARETUNE_CACHE": str(folder / "c")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    machines = [
+        subprocess.Popen(
+            [
+                *command, "--node-rank", str(node), "--local-addr", f"127.0.0.{node + 1}",
+                "--master-addr", "127.0.0.1", "--master-port", str(meeting),
+                str(ROOT / "tests" / "ranks_script.py"), str(folder), str(own),
+            ],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    try:
+        said = [machine.communicate(timeout=400)[0] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+            machine.wait()
+    assert [machine.returncode for machine in machines] == [0, 0], "\n--- the other ---\n".join(x[-4000:] for x in said)
+    return folder
 
-    rows = made_text_rows(21)
-    alone = small_trainer(
-        tmp_path / "alone", rows=rows[:15], eval_dataset=rows[15:], lora=True, optim="sgd", learning_rate=0.1,
-        max_steps=5, per_device_train_batch_size=4, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=5,
-    )  # fmt: skip
-    alone.train()
-    assert farthest(first["weights"], weights(alone)) <= 1e-5
-    history = [entry for entry in alone.state.log_history if "loss" in entry or "eval_loss" in entry]
-    timing = ("time/", "tokens/", "runtime", "per_second")
-    for one, two in zip(history, first["history"], strict=True):
-        for key in one.keys() - {k for k in one if any(word in k for word in timing)}:
-            assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), key
+
+def ranks(folder: Path, name: str, world: int) -> list[Any]:
+    return [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def whole(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
+
+
+def far(x: Tensor, y: Tensor) -> float:
+    """Relative 2-norm of the difference."""
+    return float((x.double() - y.double()).norm() / y.double().norm())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same runs by one process, in steps of the same rows: LoRA, and all weights with a combiner that remembers."""
+    folder = tmp_path_factory.mktemp("alone")
+    full = {"combiner": "famo", "lora": False, "max_steps": 2}
+    return {
+        "lora": trained(made(folder / "lora", micro=8, accumulation=1)),
+        "full": trained(made(folder / "full", micro=4, accumulation=2, **full)),
+    }
+
+
+@pytest.mark.parametrize(("name", "world", "like"), [("two", 2, "lora"), ("four", 4, "lora"), ("full", 4, "full")])
+def test_any_number_of_ranks_is_one_process(
+    launched: Path, alone: dict[str, Any], name: str, world: int, like: str
+) -> None:
+    """Two machines of one rank whose models were drawn differently; four ranks with a reference scored beforehand; all
+    weights by one pass per objective. The last step has two rows: most ranks have none, and no label to give."""
+    found, truth = ranks(launched, name, world), alone[like]
+    first = found[0]
+    assert not any(rank["wrapped"] for rank in found)
+    for rank in found[1:]:
+        assert torch.equal(whole(rank["weights"]), whole(first["weights"]))
+        assert rank["state"] == first["state"]
+        for mine, its in zip(rank["steps"], first["steps"], strict=True):
+            assert torch.equal(mine["coefficients"], its["coefficients"]) and torch.equal(mine["gram"], its["gram"])
+    assert len(first["steps"]) == len(truth["steps"])
+    assert first["state"].keys() == truth["state"].keys()
+    assert first["state"].get("logits") == pytest.approx(truth["state"].get("logits"), rel=1e-4)
+    for number, (many, one) in enumerate(zip(first["steps"], truth["steps"], strict=True)):
+        if len(one["gradients"]) == len(many["gradients"]):  # one process keeps no more gradients than rows
+            assert all(far(x, y) <= 1e-6 for x, y in zip(many["gradients"], one["gradients"], strict=True))
+        # the third step's weights already differ in their last digits
+        assert far(many["gram"], one["gram"]) <= (1e-6 if number < 2 else 4e-6)
+        assert far(many["coefficients"], one["coefficients"]) <= (1e-6 if number < 2 else 4e-6)
+    assert far(whole(first["weights"]), whole(truth["weights"])) <= 1e-6
+    assert max(far(first["weights"][key], value) for key, value in truth["weights"].items()) <= 5e-6
+    for key, value in truth["metrics"].items():
+        if "runtime" not in key and "per_second" not in key:  # rewards are small differences of log-probabilities
+            assert first["metrics"][key] == pytest.approx(value, rel=1e-6, abs=2e-5), key
+
+
+def test_gradients_that_are_not_summed_over_ranks_would_be_seen(launched: Path) -> None:
+    """The authors' release writes gradients by hand, where nothing sums them: each rank then trains its own model."""
+    first, second, *_ = ranks(launched, "unreduced", 4)
+    assert far(whole(first), whole(second)) > 1e-3
+
+
+def test_a_fault_on_one_rank_is_a_fault_of_the_step(launched: Path) -> None:
+    first, second = ranks(launched, "fault", 2)
+    for rank in (first, second):
+        assert rank["skipped"] == 1 and "2 steps in a row" in rank["stopped"]
+        assert torch.equal(whole(rank["after"]), whole(first["weights"])), "nothing was followed after that"
+    assert torch.equal(whole(first["weights"]), whole(second["weights"]))
+    assert whole(first["weights"]).isfinite().all()
+    assert far(whole(first["weights"]), whole(ranks(launched, "two", 2)[0]["weights"])) > 1e-4, "two steps were"
+
+
+def test_machines_with_other_data_are_refused_on_both(launched: Path) -> None:
+    assert all("do not hold the same training data" in said for said in ranks(launched, "other", 2))

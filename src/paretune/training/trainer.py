@@ -42,7 +42,7 @@ from paretune.training.diagnostics import ComparisonSums, StepMeans, norm_warnin
 from paretune.training.faults import StepFaults, weights_finite
 from paretune.training.loaders import collate_rows, eval_loader, train_loader
 from paretune.training.precompute import with_reference
-from paretune.training.ranks import from_first, share_weights
+from paretune.training.ranks import check_same_run, from_first, share_weights
 from paretune.training.record import ConflictBar, HistoryCallback, RunRecord, StepClock
 from paretune.training.sampler import StepDataset, count_labels
 from paretune.training.step import (
@@ -106,6 +106,7 @@ class RACOTrainer(WholeTrainer):
         self.train_data, self.eval_data = prepare_sets(
             train_dataset, eval_dataset, self.objectives, tokenizer, args, self.record, **(data_options or {})
         )
+        check_same_run(args, self.objectives, self.train_data, self.eval_data)
         if isinstance(model, str):
             model = load_policy(model, full=peft_config is None, **(model_options or {}))
         check_tokens(model, tokenizer)

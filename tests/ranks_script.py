@@ -1,0 +1,140 @@
+"""What every rank of `tests/training/test_ranks.py` runs: one launch, many checks, because importing costs the most.
+
+torchrun starts two processes as two machines of one rank each. Each forks a second one before anything has computed:
+the two of torchrun train as a world of two, all four as a world of four. What they saw lies in files, one per run and
+rank, which the tests compare.
+
+    torchrun --nnodes 2 --nproc-per-node 1 … tests/ranks_script.py FOLDER PORT
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from paretune.errors import DivergedError, InputError
+from paretune.gradients import GradientStack
+from paretune.objectives import Objective
+from paretune.training import trainer as trainer_module
+from paretune.training.combining import StepCombiner
+from tests.runs_made import made_text_rows, small_model, small_trainer, weights
+
+THREE = ("helpful", "concise", "catty")
+OBJECTIVES = [Objective(name, weight) for name, weight in zip(THREE, (0.5, 0.3, 0.2), strict=True)]
+ROWS = made_text_rows(25, THREE)
+SEEN: list[dict[str, Any]] = []  # of the run under way: m gradients, Gram, coefficients of every step
+
+
+class Watched(StepCombiner):
+    """The run's combiner, which notes what it was given and what it answered."""
+
+    def __call__(self, gram: Any, present: Any, losses: Any, step: int, stack: Any = None) -> Any:
+        made = super().__call__(gram, present, losses, step, stack)
+        whole = torch.cat([stack.buffer(name) for name in stack.parameters], dim=1)
+        SEEN.append({"gradients": whole.clone(), "gram": gram, "coefficients": made.coefficients, "present": present})
+        return made
+
+
+def made(folder: Path, *, seed: int = 0, micro: int, accumulation: int, **changes: Any) -> Any:
+    """A trainer on 18 rows, in steps of 8, 8 and 2, which evaluates on 7; `seed` draws the model's weights."""
+    SEEN.clear()
+    trainer_module.StepCombiner = Watched  # type: ignore[misc]
+    options: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "lora": True}
+    options["ddp_backend"] = "gloo" if "RANK" in os.environ else None  # the tests make the run of one process
+    options["rows"] = ROWS[:18]
+    return small_trainer(
+        folder, eval_dataset=ROWS[18:], model=small_model(seed=seed), objectives=OBJECTIVES,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, per_device_eval_batch_size=2,
+        **{**options, **changes},
+    )  # fmt: skip
+
+
+def trained(trainer: Any) -> dict[str, Any]:
+    """What a whole run saw and left."""
+    trainer.train()
+    found = {"steps": list(SEEN), "weights": weights(trainer), "metrics": trainer.evaluate()}
+    return {**found, "wrapped": trainer.model_wrapped is not trainer.model, "state": trainer.combiner.state}
+
+
+def keep(folder: Path, name: str, found: Any) -> None:
+    torch.save(found, folder / f"{name}-{os.environ['RANK']}.pt")
+
+
+def join(rank: int, world: int, port: str) -> None:
+    """Makes this process that rank of a world of its own, which the next trainer starts."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in variables.items()}, MASTER_ADDR="127.0.0.1")
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+
+
+def leave() -> None:
+    dist.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+def two_machines(folder: Path) -> None:
+    """As torchrun started them. Ranks draw different weights: those of the first count."""
+    rank = int(os.environ["RANK"])
+    trainer = made(folder / "two", seed=rank, micro=2, accumulation=2)
+    keep(folder, "two", trained(trainer))
+    keep(folder, "fault", faulty(trainer, rank))
+    try:
+        made(folder / "other", micro=2, accumulation=2, rows=ROWS[rank:])
+    except InputError as error:
+        keep(folder, "other", str(error))
+
+
+def faulty(trainer: Any, rank: int) -> dict[str, Any]:
+    """Margins of the second rank's rows are NaN in the second step, then in all steps of another training."""
+    from_model, spoilt = trainer_module.log_probs, [1]
+
+    def log_probs(*given: Any) -> Any:
+        scores, logps = from_model(*given)
+        factor = float("nan") if rank == 1 and trainer.state.global_step in spoilt else 1.0
+        return replace(scores, logp_a=scores.logp_a * factor), replace(logps, a=logps.a * factor)
+
+    trainer_module.log_probs = log_probs  # type: ignore[assignment]
+    trainer.train()
+    found = {"weights": weights(trainer), "skipped": trainer.faults.skipped, "stopped": ""}
+    trainer.args.max_skipped_steps, spoilt[:] = 1, range(9)
+    try:
+        trainer.train()
+    except DivergedError as error:
+        found["stopped"] = str(error)
+    trainer_module.log_probs = from_model
+    return {**found, "after": weights(trainer)}
+
+
+def four(folder: Path) -> None:
+    rank = int(os.environ["RANK"])
+    trainer = made(folder / "four", micro=1, accumulation=2, precompute_ref_log_probs=True)
+    keep(folder, "four", trained(trainer))
+    reduce = GradientStack.reduce
+    GradientStack.reduce = lambda stack: None  # type: ignore[method-assign]
+    keep(folder, "unreduced", trained(trainer)["weights"])
+    GradientStack.reduce = reduce  # type: ignore[method-assign]
+    options = {"combiner": "famo", "lora": False, "gradient_mode": "per_objective", "max_steps": 2}
+    keep(folder, "full", trained(made(folder / "full", seed=rank, micro=2, accumulation=1, **options)))
+
+
+if __name__ == "__main__":
+    out, port, node = Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
+    torch.set_num_threads(1)
+    child = os.fork()
+    if child:
+        two_machines(out)
+        leave()
+    join(2 * node + (child == 0), 4, port)
+    four(out)
+    leave()
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
