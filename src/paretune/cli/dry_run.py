@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,12 +119,12 @@ def empty_model(name: str, *, full: bool, dtype: str, where: str = "model") -> A
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if os.path.exists(os.path.join(name, "adapter_config.json")):
-        from peft import PeftConfig
+    from paretune.policy.loading import base_of, is_adapter
 
-        name = str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+    if is_adapter(name):
+        name = base_of(name, where)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.is_encoder_decoder:
             raise InputError("an encoder-decoder model", where=f"{where} {name}", expected="a causal language model")
         stored = getattr(config, "dtype", None) or torch.float32

@@ -88,19 +88,18 @@ def measure(
 
 def _window(given: int | None, subjects: Sequence[str]) -> int:
     """As given, else the shortest context of all models, at most WINDOW: all read the text in the same pieces."""
-    from peft import PeftConfig
     from transformers import AutoConfig
 
     from paretune.evaluation.text_loss import WINDOW, context_of
+    from paretune.policy.loading import base_of, is_adapter
 
     if given is not None:
         return given
     shortest = WINDOW
     for name in subjects:
         path = os.path.expanduser(name)
-        if os.path.exists(os.path.join(path, "adapter_config.json")):
-            path = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
-        shortest = min(shortest, context_of(AutoConfig.from_pretrained(path)) or WINDOW)
+        path = base_of(path) if is_adapter(path) else path
+        shortest = min(shortest, context_of(AutoConfig.from_pretrained(path, trust_remote_code=False)) or WINDOW)
     return shortest
 
 

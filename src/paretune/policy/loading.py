@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,6 +21,13 @@ from transformers import (
 )
 
 from paretune.errors import InputError
+from paretune.files import whole_files
+
+# transformers would ask a server to convert weights that are not safetensors, and wait for its answer
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+# Code that comes with a model is not run, nor asked about; weights are never unpickled.
+SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+_UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 
 def check_model_path(name: str, where: str = "model") -> None:
@@ -37,30 +43,82 @@ def check_model_path(name: str, where: str = "model") -> None:
 
 
 def check_weight_files(name: str, where: str = "model") -> None:
-    """Raises InputError where a model's directory, or that of an adapter's base, lacks files of weights; reads none."""
+    """Raises InputError where a model's directory, or that of an adapter's base, lacks safetensors; reads none."""
     check_model_path(name, where)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return
-    if (folder / "adapter_config.json").exists():
-        if not any((folder / f"adapter_model.{end}").exists() for end in ("safetensors", "bin")):
-            raise InputError("no weights are there", where=f"{where} {name}", expected="adapter_model.safetensors")
-        return check_weight_files(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path), where)
-    for whole in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{whole}.index.json"
-        if (folder / whole).exists():
-            return
-        if index.exists():
-            try:
-                parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (OSError, ValueError, KeyError, AttributeError) as error:
-                raise InputError("unreadable index of weights", where=str(index)) from error
-            lacking = sorted(part for part in parts if not (folder / part).exists())
-            if lacking:
-                raise InputError("weights are missing", where=f"{where} {name}", expected=", ".join(lacking))
-            return
-    expected = "model.safetensors, or its parts and their index"
-    raise InputError("no weights are there", where=f"{where} {name}", expected=expected)
+    if is_adapter(name):
+        if not (folder / "adapter_model.safetensors").exists():
+            raise _no_weights(folder, f"{where} {name}", "adapter_model.safetensors")
+        return check_weight_files(base_of(name, where), where)
+    if (folder / "model.safetensors").exists():
+        return
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        raise _no_weights(folder, f"{where} {name}", "model.safetensors, or its parts and their index")
+    try:
+        parts = {str(part) for part in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError("unreadable index of weights", where=str(index)) from error
+    if strange := sorted(part for part in parts if Path(part).name != part or not part.endswith(".safetensors")):
+        raise InputError("weights elsewhere", where=str(index), expected="parts beside it", found=strange[0])
+    if lacking := sorted(part for part in parts if not (folder / part).exists()):
+        raise InputError("weights are missing", where=f"{where} {name}", expected=", ".join(lacking))
+
+
+def _no_weights(folder: Path, where: str, expected: str) -> InputError:
+    found = {path.name for pattern in _UNSAFE for path in folder.glob(pattern)} - {"training_args.bin"}
+    if not found:
+        return InputError("no weights are there", where=where, expected=expected)
+    fix = "Such files can run code as they are read. Where you trust them, convert them once: load the model with "
+    fix += "transformers and save_pretrained it."
+    names = ", ".join(sorted(found)[:3])
+    return InputError("no weights in safetensors", where=where, expected=expected, found=names, fix=fix)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a directory holds an adapter."""
+    return os.path.exists(os.path.join(os.path.expanduser(name), "adapter_config.json"))
+
+
+def adapter_config(name: str, where: str = "model") -> PeftConfig:
+    """An adapter's configuration.
+
+    Raises:
+        InputError: it cannot be read, names no base, or a module to be imported.
+    """
+    path, where = Path(name).expanduser() / "adapter_config.json", f"{where} {name}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        base, module = content.get("base_model_name_or_path"), content.get("megatron_config")
+        if not isinstance(base, str) or not base or "\0" in base:
+            raise InputError("the adapter names no base", where=where, expected="base_model_name_or_path", found=base)
+        if module:  # peft imports what it says
+            raise InputError("an adapter of Megatron's layers", where=where, expected="an ordinary adapter")
+        return PeftConfig.from_pretrained(str(path.parent))
+    except InputError:
+        raise
+    except Exception as error:  # a wrong type surfaces as whatever the configuration does with it
+        raise InputError(f"unreadable adapter_config.json: {_first_line(error)}", where=where) from error
+
+
+def base_of(name: str, where: str = "model") -> str:
+    """The base of an adapter's directory: a directory or hub id.
+
+    Raises:
+        InputError: as `adapter_config`; a base that is an adapter on it.
+    """
+    base = str(adapter_config(name, where).base_model_name_or_path)
+    seen = {os.path.realpath(os.path.expanduser(name))}
+    at = base
+    while is_adapter(at):
+        place = os.path.realpath(os.path.expanduser(at))
+        if place in seen:
+            raise InputError("adapters on each other, without a model", where=f"{where} {name}", found=at)
+        seen.add(place)
+        at = str(adapter_config(at, where).base_model_name_or_path)
+    return base
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -71,8 +129,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     check_model_path(name)
     try:
-        return AutoTokenizer.from_pretrained(os.path.expanduser(name))
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(os.path.expanduser(name), trust_remote_code=False)
+    except Exception as error:  # a file of another shape surfaces as whatever reading it raises
         raise InputError(f"cannot load a tokenizer: {_first_line(error)}", where=f"model {name}") from error
 
 
@@ -93,7 +151,7 @@ def load_policy(
     Raises:
         InputError: no such model, not a causal language model, or quantization asked for where it cannot be.
     """
-    check_model_path(name)
+    check_weight_files(name)
     path = os.path.expanduser(name)
     path = os.path.abspath(path) if os.path.exists(path) else path  # new adapters name it as their base, for any folder
     options: dict[str, Any] = {"dtype": torch.float32 if full else torch_dtype(dtype)}
@@ -102,25 +160,26 @@ def load_policy(
             raise InputError("4-bit weights cannot train", fix="Add 'lora:' to train adapters on a 4-bit base.")
         options["quantization_config"] = four_bits(torch_dtype(dtype))
     try:
-        if os.path.exists(os.path.join(path, "adapter_config.json")):
-            base = _read(str(PeftConfig.from_pretrained(path).base_model_name_or_path), options)
+        if is_adapter(path):
+            base = _read(base_of(path), options)
             merged = PeftModel.from_pretrained(base, path).merge_and_unload()
             if merged_to is not None and not full:
-                merged.save_pretrained(merged_to)
+                with whole_files(merged_to) as folder:
+                    merged.save_pretrained(folder)
                 merged.name_or_path = merged_to
             return merged
-        if AutoConfig.from_pretrained(path).is_encoder_decoder:
+        if AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder:
             raise InputError("an encoder-decoder model", where=f"model {name}", expected="a causal language model")
         return _read(path, options)
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a configuration of another shape surfaces as whatever building the model raises
         raise InputError(f"cannot load the model: {_first_line(error)}", where=f"model {name}") from error
 
 
 def _read(path: str, options: dict[str, Any]) -> PreTrainedModel:
     """The model, all of whose weights are in the checkpoint: transformers would draw those that are not at random."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **SAFE, **options)
     model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
@@ -144,15 +203,14 @@ def load_scored(name: str, *, dtype: str = "auto", quantize: bool = False) -> nn
     Raises:
         InputError: as `load_policy`; an adapter whose base is not there.
     """
-    check_model_path(name)
+    check_weight_files(name)
     path = os.path.expanduser(name)
-    if not os.path.exists(os.path.join(path, "adapter_config.json")):
+    if not is_adapter(path):
         return load_policy(name, full=False, dtype=dtype, quantize=quantize).requires_grad_(False).eval()
-    name_of_base = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
-    base = load_policy(name_of_base, full=False, dtype=dtype, quantize=quantize)
+    base = load_policy(base_of(path), full=False, dtype=dtype, quantize=quantize)
     try:
         return PeftModel.from_pretrained(base, path).requires_grad_(False).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # as above
         raise InputError(f"cannot load the adapter: {_first_line(error)}", where=f"model {name}") from error
 
 

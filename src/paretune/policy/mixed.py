@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor, nn
 
 from paretune.errors import InputError
-from paretune.policy.loading import load_policy, load_scored
+from paretune.policy.loading import base_of, is_adapter, load_policy, load_scored
 from paretune.policy.soups import check_mixture
 
 
@@ -119,9 +119,4 @@ def mixed_policy(parts: Sequence[str], weights: Sequence[float]) -> MixedPolicy:
 
 def _bases(parts: Sequence[str]) -> Mapping[str, str]:
     """Adapter's directory -> its base."""
-    folders = {part: Path(part).expanduser() for part in parts}
-    return {
-        part: str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
-        for part, folder in folders.items()
-        if (folder / "adapter_config.json").exists()
-    }
+    return {part: base_of(part) for part in parts if is_adapter(part)}

@@ -19,19 +19,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from paretune.errors import InputError
-from paretune.policy.loading import check_weight_files, load_policy, load_tokenizer
+from paretune.files import whole_files
+from paretune.policy.loading import adapter_config, base_of, check_weight_files, is_adapter, load_policy, load_tokenizer
 
 KINDS = ("exact", "linear")
 # What an adapter may start from without changing its base: the others write a part of it into the base's weights.
@@ -64,7 +64,7 @@ def check_parts(parts: Sequence[str], weights: Sequence[float], lora: str = "exa
     check_mixture(len(parts), weights)
     for part in parts:
         check_weight_files(part, "soup part")
-    adapters = [_is_adapter(part) for part in parts]
+    adapters = [is_adapter(part) for part in parts]
     if any(adapters) != all(adapters):
         found = ", ".join(f"{p}: {'adapter' if a else 'whole model'}" for p, a in zip(parts, adapters, strict=True))
         raise InputError("adapters and whole models cannot be averaged", expected="parts of one kind", found=found)
@@ -131,8 +131,9 @@ def soup(parts: Sequence[str], weights: Sequence[float], *, lora: str = "exact")
 def write_soup(parts: Sequence[str], weights: Sequence[float], output_dir: str, *, lora: str = "exact") -> Path:
     """Writes the `soup` and the parts' tokenizer as a model (or adapter) directory; returns it."""
     model: Any = soup(parts, weights, lora=lora)
-    model.save_pretrained(output_dir)
-    load_tokenizer(parts[0]).save_pretrained(output_dir)
+    with whole_files(output_dir) as folder:
+        model.save_pretrained(folder)
+        load_tokenizer(parts[0]).save_pretrained(folder)
     return Path(output_dir)
 
 
@@ -242,12 +243,8 @@ def _options(config: LoraConfig) -> dict[str, Any]:
 # ---- parts on disk ----
 
 
-def _is_adapter(part: str) -> bool:
-    return os.path.exists(os.path.join(os.path.expanduser(part), "adapter_config.json"))
-
-
 def _lora_config(part: str) -> LoraConfig:
-    config = PeftConfig.from_pretrained(os.path.expanduser(part))
+    config = adapter_config(part, "soup part")
     if not isinstance(config, LoraConfig):
         found = str(getattr(config.peft_type, "value", config.peft_type))
         raise InputError("only LoRA adapters can be averaged", where=part, expected="LORA", found=found)
@@ -274,10 +271,13 @@ def _check_adapter(part: str) -> None:
 def _start(part: str) -> str | None:
     """What a part was trained from: an adapter's base, a run's model; None where nothing says it."""
     folder = Path(part).expanduser()
-    if (folder / "adapter_config.json").exists():
-        return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+    if is_adapter(part):
+        return base_of(part, "soup part")
     record = folder / "run.json"
     if not record.exists():
         return None
-    settings = json.loads(record.read_text(encoding="utf-8")).get("settings") or {}
-    return settings.get("model")
+    try:
+        start = (json.loads(record.read_text(encoding="utf-8")).get("settings") or {}).get("model")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError("unreadable record of a run", where=str(record)) from error
+    return None if start is None else str(start)

@@ -207,7 +207,7 @@ def model_identity(name: str, where: str) -> str:
     Raises:
         InputError: no model there.
     """
-    from paretune.policy.loading import check_weight_files
+    from paretune.policy.loading import base_of, check_weight_files, is_adapter
 
     check_weight_files(name, where)
     folder = Path(name).expanduser()
@@ -223,10 +223,8 @@ def model_identity(name: str, where: str) -> str:
                 while piece := stream.read(1 << 22):
                     digest.update(piece)
     base = ""
-    if (folder / "adapter_config.json").exists():
-        from peft import PeftConfig
-
-        base = " on " + model_identity(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path), where)
+    if is_adapter(name):
+        base = " on " + model_identity(base_of(name, where), where)
     return digest.hexdigest() + base
 
 
@@ -234,7 +232,7 @@ def _commit(name: str, where: str) -> str:
     from transformers import AutoConfig
 
     try:
-        return str(getattr(AutoConfig.from_pretrained(name), "_commit_hash", None))
+        return str(getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None))
     except (OSError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise InputError("no such model", where=where, found=f"{name}: {first}") from error

@@ -23,7 +23,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from paretune.comparisons.rows import Text
 from paretune.comparisons.tokens import pad_id, tokenize_singles
 from paretune.errors import InputError
-from paretune.policy.loading import check_model_path, load_scored, load_tokenizer
+from paretune.policy.loading import base_of, check_model_path, is_adapter, load_scored, load_tokenizer
 from paretune.policy.logprobs import prepare_scorer, token_logprobs
 from paretune.policy.reference import check_reference
 from paretune.preferences.reward_models.models import resident, weights_fingerprint
@@ -82,15 +82,12 @@ def implicit_source(name: str, value: Any, options: dict[str, Any]) -> Source:
 def _fingerprint(name: str) -> str:
     """Of a directory its content; an adapter's file names its base, whose content then counts too."""
     path = os.path.expanduser(name)
-    adapter = os.path.join(path, "adapter_config.json")
-    if os.path.exists(adapter):
-        with open(adapter, encoding="utf-8") as file:
-            base = str(json.load(file).get("base_model_name_or_path"))
-        return f"{weights_fingerprint(name, None)} on {_fingerprint(base)}"
+    if is_adapter(name):
+        return f"{weights_fingerprint(name, None)} on {_fingerprint(base_of(name))}"
     if os.path.isdir(path):
         return weights_fingerprint(name, None)
     try:
-        return weights_fingerprint(name, AutoConfig.from_pretrained(name))
+        return weights_fingerprint(name, AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (OSError, ValueError) as error:
         text = str(error).strip().splitlines()[0]
         raise InputError(f"cannot read the configuration: {text}", where=f"model {name}") from error

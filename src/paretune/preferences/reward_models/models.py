@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -29,7 +28,8 @@ from transformers.utils import logging as transformers_logging
 
 from paretune.comparisons.tokens import pad_id
 from paretune.errors import InputError
-from paretune.policy.loading import check_model_path, load_policy, load_tokenizer
+from paretune.files import whole_files
+from paretune.policy.loading import SAFE, check_model_path, check_weight_files, is_adapter, load_policy, load_tokenizer
 from paretune.preferences.reward_models.losses import aggregate
 from paretune.preferences.reward_models.texts import Encoded, collate, form_for, longest
 
@@ -77,12 +77,12 @@ def read_config(name: str, *, token_level: str | None = None, trust_remote_code:
     check_model_path(name, "reward_model")
     path = os.path.expanduser(name)
     where = f"reward_model {name}"
-    if os.path.exists(os.path.join(path, "adapter_config.json")):
+    if is_adapter(path):
         fix = "Merge it into its base and save that; `paretune reward --lora true` does."
         raise InputError("an adapter, not a reward model", where=where, fix=fix)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a file of another shape surfaces as whatever reading it raises
         raise InputError(f"cannot read the configuration: {_first_line(error)}", where=where) from error
     given = getattr(config, _KEY, None)
     kinds = ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel", "RewardModel")
@@ -92,7 +92,10 @@ def read_config(name: str, *, token_level: str | None = None, trust_remote_code:
         expected = "a model for sequence classification"
         raise InputError("not a reward model", where=where, expected=expected, found=architectures, fix=fix)
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in (given or {}).items()}
-    reading = Reading(**{"token_level": token_level, **values})
+    try:
+        reading = Reading(**{"token_level": token_level, **values})
+    except TypeError as error:
+        raise InputError(f"unknown settings of a reward model: {error}", where=f"{where}, {_KEY}") from error
     of_tokens = any(name.endswith("ForTokenClassification") for name in architectures)
     if reading.token_level not in ((None,) if not of_tokens else TOKEN_LEVELS) or (
         token_level is not None and token_level != reading.token_level
@@ -131,7 +134,7 @@ def new_reward_model(base: str, heads: Sequence[str], token_level: str | None) -
     Raises:
         InputError: no such model, an architecture without such a head, weights that are missing.
     """
-    check_model_path(base)
+    check_weight_files(base)
     path = os.path.expanduser(base)
     auto: Any = AutoModelForTokenClassification if token_level else AutoModelForSequenceClassification
     named: dict[str, Any] = {
@@ -140,13 +143,13 @@ def new_reward_model(base: str, heads: Sequence[str], token_level: str | None) -
         "num_labels": len(heads),
     }
     try:
-        if os.path.exists(os.path.join(path, "adapter_config.json")):
+        if is_adapter(path):
             policy = load_policy(base, full=True)
             config = AutoConfig.for_model(**{**policy.config.to_dict(), **named})
             model = auto.from_config(_prepared(config), dtype=torch.float32)
             _trunk(model).load_state_dict(_trunk(policy).state_dict())
             return model
-        config = AutoConfig.from_pretrained(path, **named)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **named)
         with _quietly():  # that heads are new is what was asked for
             model, found = auto.from_pretrained(
                 path,
@@ -154,8 +157,11 @@ def new_reward_model(base: str, heads: Sequence[str], token_level: str | None) -
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # a reward model with other heads
                 output_loading_info=True,
+                **SAFE,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # as above
         raise InputError(f"cannot put heads on the model: {_first_line(error)}", where=f"model {base}") from error
     missing = [key for key in found["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
     missing = [key for key in missing if ".pooler." not in key]  # part of the head, in all but name
@@ -233,6 +239,7 @@ def load_reward_model(
         InputError: no such model, or one that does not score.
     """
     config, reading = read_config(name, token_level=token_level, trust_remote_code=trust_remote_code)
+    check_weight_files(name, "reward_model")
     tokenizer = load_tokenizer(name)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind: Any = dtype if dtype != "auto" else ("auto" if on.type == "cuda" else "float32")
@@ -243,10 +250,10 @@ def load_reward_model(
             os.path.expanduser(name),
             config=config,
             dtype=kind,
-            trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **SAFE | {"trust_remote_code": trust_remote_code},
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # as above
         raise InputError(f"cannot load the reward model: {_first_line(error)}", where=where) from error
     if found["missing_keys"]:
         lacking = sorted(found["missing_keys"])[0]
@@ -276,8 +283,9 @@ def save_reward_model(
     """Writes an ordinary model of transformers, tokenizer beside it."""
     content = {key: value for key, value in asdict(reading).items() if value not in (None, (), "")}
     setattr(model.config, _KEY, {key: list(v) if isinstance(v, tuple) else v for key, v in content.items()})
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
+    with whole_files(output_dir) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def final_head(model: nn.Module) -> tuple[nn.Module, str, nn.Linear]:
