@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from paretune.cli.settings import convert, make_config, read_yaml, resolve
+from paretune.cli.settings import convert, make_config, resolve
+from paretune.cli.yaml_values import read_yaml
 from paretune.errors import InputError
 
 

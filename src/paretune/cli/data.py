@@ -26,8 +26,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from paretune.cli.keys import READING, DataKeys, objectives_of
-from paretune.cli.settings import convert, read_config, read_yaml
+from paretune.cli.settings import convert, read_config
 from paretune.cli.summary import table
+from paretune.cli.yaml_values import read_yaml
 from paretune.errors import InputError
 from paretune.objectives import Objective, normalize_weights, parse_objectives
 
