@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from paretune.cli.keys import key
 from paretune.cli.settings import read_config, resolve
 from paretune.cli.summary import table
 from paretune.errors import InputError
+from paretune.files import write_text
 
 INTRO = """
 paretune judge-bench DATA [CONFIG.yaml] [--key value ...]
@@ -99,7 +99,8 @@ def main(argv: list[str]) -> int:
     )
     report.warnings = [*tiny_judges(spec), *report.warnings]
     if keys.out is not None:
-        _write(Path(keys.out).expanduser(), {**dataclasses.asdict(report), "settings": _settings(keys, spec)})
+        content = {**dataclasses.asdict(report), "settings": _settings(keys, spec)}
+        write_text(Path(keys.out).expanduser(), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     for warning in report.warnings:
         logger.warning("%s", warning)
     print(_summary(dataclasses.asdict(report), keys.out))
@@ -142,12 +143,6 @@ def _spec(keys: JudgeBenchKeys, with_references: bool) -> dict[str, Any]:
 
 def _settings(keys: JudgeBenchKeys, spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**dataclasses.asdict(keys), "judge": None, "sources": spec}
-
-
-def _write(out: Path, report: Mapping[str, Any]) -> None:
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, out)
 
 
 def _summary(report: Mapping[str, Any], out: str | None) -> str:

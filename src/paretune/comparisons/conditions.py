@@ -20,6 +20,7 @@ import numpy as np
 
 from paretune.comparisons.rows import Text
 from paretune.errors import InputError
+from paretune.files import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -181,7 +182,7 @@ def conditioned_reward(ratings_RM: np.ndarray, required_RM: np.ndarray) -> np.nd
 def write_prefix(directory: Path, prefix: Prefix, **more: Any) -> None:
     """Keeps, beside a conditioned model, how it is asked."""
     text = json.dumps({**asdict(prefix), **more}, indent=2)
-    (directory / "conditions.json").write_text(text + "\n", encoding="utf-8")
+    write_text(directory / "conditions.json", text + "\n")
 
 
 def read_prefix(directory: Path) -> tuple[Prefix, dict[str, Any]]:

@@ -25,6 +25,7 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretune.evaluation.sample import Samples, sample
+from paretune.files import write_text
 from paretune.objectives import Objective
 from paretune.pipelines.workers import quiet_worker
 from paretune.sandbox import WORLDS
@@ -166,8 +167,7 @@ def prepare_world(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
     trained = time.perf_counter() - started
     rows = sample_rows(world, base, plan.prompts, plan.pairs_per_prompt, plan.labels(), seed=0)
     data = folder / name / "train.jsonl"
-    data.parent.mkdir(parents=True, exist_ok=True)
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(data, "".join(json.dumps(row) + "\n" for row in rows))
     items = held_out(plan, world)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     prompts = [item.prompt for item in items]

@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from scipy import stats
 from paretune.comparisons.layouts import PAIR_CHOICES, LayoutOptions
 from paretune.comparisons.rows import text_of
 from paretune.errors import InputError
+from paretune.files import write_text
 from paretune.preferences.answers import AnswerStore
 from paretune.preferences.candidates import Candidates
 from paretune.preferences.labels import Labels
@@ -243,9 +243,7 @@ def write_labelled(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any],
     beside = report_path(out)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     for path, text in ((out, lines), (beside, json.dumps(report, indent=2, ensure_ascii=False) + "\n")):
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, text)
     return beside
 
 

@@ -26,6 +26,7 @@ from paretune.comparisons.progress import SECONDS
 from paretune.comparisons.rows import BadRow, Text, clean_row
 from paretune.comparisons.sources import list_sources, open_source
 from paretune.errors import InputError
+from paretune.files import said_if_full, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class ResponseFile:
         elif self.path.exists() and self.path.stat().st_size:
             fix = "Name another file, or replace it with --overwrite true."
             raise InputError("a file that `paretune sample` did not begin", where=str(self.path), fix=fix)
-        _replace(self.beside, json.dumps(told, indent=2) + "\n")
+        write_text(self.beside, json.dumps(told, indent=2) + "\n")
 
     def _locked(self) -> Any:
         try:
@@ -234,7 +235,7 @@ class ResponseFile:
                 self.finished[row.key] = _line({"prompt": row.prompt, "responses": responses, **row.columns})
                 lines.append(self.finished[row.key] + "\n")
         if lines:
-            with self.path.open("ab") as stream:
+            with said_if_full(self.path), self.path.open("ab") as stream:
                 stream.write("".join(lines).encode("utf-8"))
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -246,7 +247,7 @@ class ResponseFile:
         """
         wanted = [row.key for row in rows if row.key in self.finished]
         others = [key for key in self.finished if key not in set(wanted)]
-        _replace(self.path, "".join(self.finished[key] + "\n" for key in [*wanted, *others]))
+        write_text(self.path, "".join(self.finished[key] + "\n" for key in [*wanted, *others]))
         return len(wanted)
 
     def close(self) -> None:
@@ -271,15 +272,6 @@ def _line(row: Mapping[str, Any]) -> str:
     except UnicodeEncodeError:  # half a surrogate pair in some column: JSON can spell it, UTF-8 cannot
         return json.dumps(row)
     return text
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
 
 
 class Progress:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from paretune.comparisons.cache import cache_root
 from paretune.errors import InputError
+from paretune.files import flush, said_if_full
 
 WHOLE = "all.safetensors"
 _BLOCK = 1 << 21  # words of eight bytes that are digested at a time
@@ -142,13 +143,14 @@ def write_part(folder: Path, position: Tensor, values: Tensor, name: str = "") -
     content = save({"position": position, "values": values, "check": _check(position, values)})
     name = name or f"{uuid.uuid4().hex}.safetensors"
     neighbour = folder / f"{name}.{uuid.uuid4().hex}.unfinished"
-    with _usable(folder):
+    with _usable(folder), said_if_full(folder / name):
         folder.mkdir(parents=True, exist_ok=True)
         with neighbour.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         neighbour.replace(folder / name)
+        flush(folder)
 
 
 def write_whole(folder: Path, values: Tensor) -> None:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paretune.evaluation.indicators_compare import INDICATORS
+from paretune.files import whole_file
 
 # Okabe and Ito's colours for all kinds of eyes (yellow left out: too light for a mark), and shapes for print.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -61,7 +62,8 @@ def write_figures(front: Mapping[str, Any], folder: Path) -> list[Path]:
             for kind in ("png", "svg"):
                 path = folder / f"{name}.{kind}"
                 extra: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
-                figure.savefig(path, bbox_inches="tight", facecolor="white", **extra)
+                with whole_file(path) as neighbour:
+                    figure.savefig(neighbour, format=kind, bbox_inches="tight", facecolor="white", **extra)
                 written.append(path)
     return written
 

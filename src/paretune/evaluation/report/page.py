@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from paretune.evaluation.report.blocks import Block, Section, Table, Words, meth
 from paretune.evaluation.report.facts import seeds_of
 from paretune.evaluation.report.load import Demo, Run, World, load, not_comparable, world_of_runs
 from paretune.evaluation.report.reproduce import how_to_reproduce
+from paretune.files import write_text
 
 HERE = Path(__file__).parent
 MOST_RUNS = 8  # drawn one by one; more would make a page that nobody reads to its end
@@ -36,11 +36,8 @@ def write_report(paths: Sequence[Path], out: Path, defaults: Mapping[str, Any] |
         InputError: nothing to report on, or a file that cannot be read or written.
     """
     page = render([load(path) for path in paths], defaults)
-    partial = out.with_name(f"{out.name}.part")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, out)
+        write_text(out, page)
     except OSError as error:
         raise InputError(f"the report cannot be written: {error}", where=str(out)) from error
     return out

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 from paretune.evaluation.sample import sample
+from paretune.files import write_text
 from paretune.pipelines.demo import code_digest, oracle_front
 from paretune.pipelines.front.plan import SINGLE, Cell, Plan
 from paretune.pipelines.front.scoring import held_out_items, response_length, score_policy
@@ -59,8 +60,7 @@ def _base(plan: Plan, cell: Cell, needs: dict[str, str], place: Path) -> dict[st
         world = WORLDS[plan.world.name]
         labelling = PRESETS[plan.world.labelling].with_kappa(plan.world.kappa)
         rows = sample_rows(world, model, plan.world.prompts, plan.world.pairs_per_prompt, labelling, cell.seed)
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (place / "train.jsonl").write_text(text, encoding="utf-8")
+        write_text(place / "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         items = held_out_items(plan)
         many = sample(
             load_scored(model), load_tokenizer(model), [item.prompt for item in items], plan.world.oracle_of,

@@ -171,9 +171,9 @@ def _serve(link: Connection, number: int, prepare: Callable[[int], object]) -> N
     while True:
         try:
             job: Job = link.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
+            link.send(run_job(job))
+        except (EOFError, OSError, KeyboardInterrupt):  # the command is gone, or has asked the work to stop
             return
-        link.send(run_job(job))
 
 
 def run_job(job: Job) -> Ended:

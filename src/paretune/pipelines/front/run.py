@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import InputError
+from paretune.files import said_if_full
 from paretune.pipelines.front.cells import WEIGHT_FILES, has_model, run_cell
 from paretune.pipelines.front.engine import Ended, Engine, Job
 from paretune.pipelines.front.plan import Cell, Plan, finished
@@ -144,7 +145,8 @@ def _progress(cells: Sequence[Cell], state: _State, engine: Engine, news: str | 
 def _log(place: Path, event: dict[str, Any]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **event}
-    with (place / "attempts.jsonl").open("a", encoding="utf-8") as file:
+    path = place / "attempts.jsonl"
+    with said_if_full(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

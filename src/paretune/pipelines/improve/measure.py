@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from paretune.comparisons.rows import Text
 from paretune.errors import InputError
 from paretune.evaluation import hacking
+from paretune.files import write_text
 from paretune.pipelines.improve.plan import ImprovePlan
 from paretune.pipelines.labelling import announce
 from paretune.pipelines.sampling_here import check_lengths, encode_prompt, ends_of
@@ -87,9 +87,7 @@ def draw(improve: ImprovePlan, model: str, first: str, out: Path) -> list[dict[s
         }
         for i, row in enumerate(rows)
     ]
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
-    os.replace(partial, out)
+    write_text(out, "".join(json.dumps(row) + "\n" for row in found))
     return found
 
 

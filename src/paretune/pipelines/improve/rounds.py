@@ -15,6 +15,7 @@ from typing import Any
 
 from paretune.comparisons.rows import Text
 from paretune.errors import InputError
+from paretune.files import write_text
 from paretune.pipelines.improve.measure import displacement, draw, read_draws, round_seed, score, signs
 from paretune.pipelines.improve.plan import ImprovePlan, reference_of
 from paretune.pipelines.labelling import label_candidates, report_path, write_labelled
@@ -97,7 +98,7 @@ def _supervised(plan: ImprovePlan, start: str, parts: Parts) -> str:
         if reference is not None:
             rows.append({"prompt": row.prompt, "response": reference})
     data = parts.folder / "references.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(data, "".join(json.dumps(row) + "\n" for row in rows))
     args = SFTConfig(output_dir=str(folder), **(plan.sft or {}))
     options = {**plan.align.model_options, "merged_to": str(folder.absolute() / "base")}
     trainer, record = supervised_trainer(
