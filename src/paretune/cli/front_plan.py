@@ -25,6 +25,7 @@ WORLD_CONFIG: dict[str, Any] = {
 _ELSEWHERE = {
     "combiner": "name the methods: methods: [linear, raco]", "seed": "give seeds: [0, 1, 2]",
     "resume_from_checkpoint": "a front goes on by itself",
+    "max_hours": "stop the command (SIGTERM, ctrl-C) when its time is up: the same command goes on",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from paretune.cli.keys import READING, DataKeys, key, lora_config, objectives_of, resolved
@@ -20,6 +21,7 @@ from paretune.training.rundir import (
     check_same_data,
     clear,
     find_checkpoint,
+    run_record,
 )
 
 INTRO = """
@@ -47,7 +49,7 @@ GROUPS = {
         *["centring", "margin_scale", "calibrate", "learning_rate", "num_train_epochs", "max_steps"],
         *["per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "seed"],
     ],
-    "The run": ["output_dir", "resume", "overwrite", "logging_steps", "save_steps", "report_to"],
+    "The run": ["output_dir", "resume", "max_hours", "overwrite", "logging_steps", "save_steps", "report_to"],
 }
 
 
@@ -101,6 +103,7 @@ def main(argv: list[str]) -> int:
         run.record.content["settings"] = resolved(keys)
         found = find_checkpoint(args, keys.resume)
         if found.path is not None:
+            run.record.before = run_record(Path(args.output_dir))
             check_same_data(run.record.content, args.output_dir)
             run.record.say(
                 *found.notices, *changed_settings(run.record.content, args.output_dir, plain(args.to_dict()))

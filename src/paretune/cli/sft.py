@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from paretune.cli.keys import READING, DataKeys, ModelKeys, key, lora_config, objectives_of, resolved
@@ -18,6 +19,7 @@ from paretune.training.rundir import (
     check_same_data,
     clear,
     find_checkpoint,
+    run_record,
 )
 
 INTRO = """
@@ -43,7 +45,7 @@ GROUPS = {
         *["learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"],
         *["gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "activation_checkpointing", "seed"],
     ],
-    "The run": ["output_dir", "resume", "overwrite", "logging_steps", "save_steps", "report_to"],
+    "The run": ["output_dir", "resume", "max_hours", "overwrite", "logging_steps", "save_steps", "report_to"],
 }
 
 
@@ -94,6 +96,7 @@ def main(argv: list[str]) -> int:
         record.content["settings"] = resolved(keys)
         found = find_checkpoint(args, keys.resume)
         if found.path is not None:
+            record.before = run_record(Path(args.output_dir))
             check_same_data(record.content, args.output_dir)
             record.say(*found.notices, *changed_settings(record.content, args.output_dir, plain(args.to_dict())))
         elif keys.overwrite and args.process_index == 0:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.cli.keys import READING, DataKeys, ModelKeys, key, lora_config, objectives_of, resolved
 from paretune.cli.rundir import line_callback, no_new_folder
-from paretune.cli.settings import make_config, resolve
+from paretune.cli.settings import hints_of, make_config, resolve
 from paretune.errors import InputError
 from paretune.objectives import Objective
 from paretune.training.given import full_path
+from paretune.training.rerun import read_record, settings_of
 from paretune.training.rundir import check_checkpoint, parts_of, run_record
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ they conflict, the update is the one that the weights allow (RACO, arXiv 2602.02
   paretune train --model Qwen/Qwen3-0.6B --data train.jsonl --eval_fraction 0.1 \\
       --objectives '{helpful: 0.6, harmless: 0.4}' --lora true --output_dir runs/first
   paretune train first.yaml --dry_run               # checks everything, trains nothing
-  paretune train first.yaml --resume                # goes on from the last checkpoint
+  paretune train first.yaml --resume                # goes on from the newest whole checkpoint
+  paretune train --from runs/first/run.json --output_dir runs/again   # the same run once more
   paretune train first.yaml --lora.r 8 --objectives.helpful.weight 0.5
 
 An ordinary DPO file needs no labelling: --objectives '{helpful: {weight: 0.7, labels: chosen}, concise: {weight: 0.3,
@@ -54,6 +56,7 @@ GROUPS = {
         "output_dir",
         "dry_run",
         "resume",
+        "max_hours",
         "overwrite",
         "logging_steps",
         "eval_steps",
@@ -112,7 +115,8 @@ def main(argv: list[str]) -> int:
         return 0
     from paretune.pipelines.methods import check_method, prepared, run_method
 
-    settings = resolve(argv, TrainKeys, RACOConfig, required=("model", "data", "objectives"))
+    argv, record, base = from_record(argv)
+    settings = resolve(argv, TrainKeys, RACOConfig, required=("model", "data", "objectives"), base=base)
     keys: TrainKeys = settings.own
     keys.check()
     objectives = objectives_of(keys.objectives) or []
@@ -122,7 +126,7 @@ def main(argv: list[str]) -> int:
     args = make_config(RACOConfig, with_defaults(config, keys.dtype))
     check_early_stopping(keys.early_stopping_patience, args)
     check_resume(args.output_dir, keys.resume)
-    request = _request(name or args.combiner, keys, args, objectives, adapter)
+    request = replace(_request(name or args.combiner, keys, args, objectives, adapter), repeats=record)
     with no_new_folder(args.output_dir):  # an error before training leaves no empty folder behind
         words = check_method(request)
         if keys.dry_run:
@@ -134,6 +138,34 @@ def main(argv: list[str]) -> int:
     if args.process_index == 0:
         print(_told(args.output_dir))
     return 0
+
+
+def from_record(argv: list[str]) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """The command line without `--from RUN.json`, that run's record, and its settings.
+
+    Raises:
+        InputError: no such record, or no folder for the new run.
+    """
+    from paretune.cli.report import config_defaults
+    from paretune.training.config import RACOConfig
+
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--from=") else [word])]
+    if "--from" not in words:
+        return argv, {}, {}
+    place = words.index("--from")
+    if place + 1 == len(words):
+        raise InputError("--from needs the run.json of a run")
+    record = read_record(words[place + 1])
+    rest = words[:place] + words[place + 2 :]
+    known = {*hints_of(RACOConfig), *hints_of(TrainKeys)}
+    base = settings_of(record, config_defaults(), known)
+    for key_, said in (record.get("in_memory") or {}).items():
+        if base.get(key_) is None and key_ not in ("eval_data", "ref_model") and f"--{key_}" not in rest:
+            fix = f"Give --{key_}, or repeat the run from Python."
+            raise InputError(f"the run's {key_} was no file", where=f"from {words[place + 1]}", found=said, fix=fix)
+    if not any(word.partition("=")[0] in ("--output_dir", "--output-dir") for word in rest):
+        raise InputError("output_dir is missing", where="--from", fix="Give --output_dir a folder for the new run.")
+    return rest, record, base
 
 
 def method_settings(name: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
@@ -21,6 +22,7 @@ from paretune.errors import StoppedError
 from paretune.files import said_if_full, write_text
 from paretune.objectives import Objective, as_dicts
 from paretune.training.given import given_settings
+from paretune.training.rerun import differences
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +30,15 @@ _PACKAGES = ("paretune", "torch", "transformers", "peft", "datasets", "accelerat
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the result depends on, with the interpreter and the machine's kind."""
+    """Versions of what the result depends on, with the interpreter, the machine's kind, its device and threads."""
     found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {**found, "device": gpu, "threads": str(torch.get_num_threads())}
 
 
 def commit() -> str | None:
@@ -171,8 +174,10 @@ class RunRecord:
             "notices": [],
         }
         self.unsaved = False  # whether the model is yet to be saved when its training has ended
+        self.before: dict[str, Any] = {}  # the record of the run that this one repeats, or goes on with
         total = sum(o.weight for o in given)
         if given and abs(total - 1) > 1e-6:
+            self.content["objectives_given"] = as_dicts(given)
             self.say(f"the weights sum to {total:g}, not 1, and were normalised to {_weights(objectives)}")
 
     def say(self, *notices: str) -> None:
@@ -193,6 +198,7 @@ class RunRecord:
     def begin(self, args: TrainingArguments, decided: dict[str, Any]) -> None:
         """Writes the file as the run starts: its configuration, and what was decided by looking at the model."""
         self.content |= {"status": "running", "started": _now(), "decided": decided, "config": _config(args)}
+        self.say(*differences(self.before, plain(self.content)))
         self._write(args)
 
     def end(self, args: TrainingArguments, status: str, final: dict[str, Any]) -> None:

@@ -54,6 +54,7 @@ class Request:
         settings: further entries of `settings` in run.json (the command's own keys).
         resume: True goes on from whatever output_dir holds and starts what is not there; or a checkpoint's path.
         overwrite: start over where a run is.
+        repeats: the record of the run that this one repeats; in what they differ is said.
     """
 
     method: str
@@ -72,6 +73,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     resume: bool | str = False
     overwrite: bool = False
+    repeats: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:
@@ -167,7 +169,9 @@ def train_one(
     record.content["settings"] |= request.settings
     record.content["method"] = described(asked or request)
     found = find_checkpoint(request.args, request.resume)
+    record.before = dict(request.repeats)
     if found.path is not None:
+        record.before = run_record(request.directory)
         check_same_data(record.content, directory)
         record.say(*found.notices, *changed_settings(record.content, directory, plain(request.args.to_dict())))
     elif request.overwrite and request.args.process_index == 0:
@@ -237,7 +241,9 @@ def part(request: Request, name: str, **changes: Any) -> Request:
     """A request for one of the method's trainings, in output_dir/parts/NAME; `changes` are fields of the request."""
     args = changed_args(changes.pop("args", request.args), output_dir=str(request.directory / "parts" / name))
     own = {key: value for key, value in request.data_options.items() if key != "change_rows"}  # of the whole method
-    return replace(request, **{"args": args, "data_options": own, "resume": True, "overwrite": False, **changes})
+    before = {key: value for key, value in request.repeats.items() if key in ("versions", "commit")}
+    fixed = {"args": args, "data_options": own, "resume": True, "overwrite": False, "repeats": before}
+    return replace(request, **{**fixed, **changes})
 
 
 def train_part(request: Request, train: Callable[[Request], None] = train_one) -> str:
