@@ -13,7 +13,7 @@ By hand, with any model directory:
 
 It has /v1/models, /v1/completions and /v1/chat/completions: n, max_tokens, temperature, top_p, seed, stop,
 log-probabilities, streams, and of vLLM's additions continue_final_message and chat_template_kwargs. It knows no keys:
-whoever asks is answered.
+whoever asks is answered. POST {"model": DIR} to /v1/load makes it serve that directory, under its path as name.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class ModelServer:
         stall: seconds of a time-out and of a slow answer.
         retry_after: the header of a 429.
         requests, headers: what came, faulty ones too; answered: how many were answered in full.
+        log: receives these requests, a line of JSON each.
     """
 
     model: Any
@@ -70,6 +71,7 @@ class ModelServer:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     answered: int = 0
+    log: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -79,6 +81,22 @@ class ModelServer:
             if isinstance(self.faults, list):
                 return self.faults.pop(0) if self.faults else "ok"
             return str(next(self.faults))
+
+    def load(self, path: str) -> None:
+        """Serves another model from now on."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+        with self.lock:
+            self.model, self.tokenizer, self.name = model, tokenizer, path
+
+    def finish(self, request: dict[str, Any]) -> None:
+        """Counts a request that was answered in full."""
+        with self.lock:
+            self.answered += 1
+            if self.log is not None:
+                with open(self.log, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(request) + "\n")
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON of a whole answer.
@@ -218,6 +236,9 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:  # the client gave up before it had said all
             self.close_connection = True
             return None
+        if self.path == "/v1/load":
+            made.load(body["model"])
+            return self._json(200, {})
         with made.lock:
             made.requests.append({"path": self.path, **body})
             made.headers.append({name.lower(): value for name, value in self.headers.items()})
@@ -254,8 +275,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._in_pieces([content[i : i + 16] for i in range(0, len(content), 16)])
         else:
             self._write(content)
-        with made.lock:
-            made.answered += fault in ("ok", "no_logprobs", "one", "slow")
+        if fault in ("ok", "no_logprobs", "one", "slow"):
+            made.finish(body)
         return None
 
     def _stream(self, answer: dict[str, Any], *, slow: bool) -> None:
@@ -348,6 +369,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--name", default="tiny", help="what the model is called in requests")
     parser.add_argument("--faults", default="ok", help="names separated by commas, taken in turns")
+    parser.add_argument("--log", help="file that receives the requests that were answered")
     parser.add_argument("--stall", type=float, default=60.0, help="seconds of a time-out or a slow answer")
     given = parser.parse_args()
     names = given.faults.split(",")
@@ -356,6 +378,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(given.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     options = {"name": given.name, "port": given.port, "faults": itertools.cycle(names), "stall": given.stall}
+    options["log"] = given.log
     with serving(model, tokenizer, **options) as made:
         print(f"model {made.name} at {made.url}; ctrl-C ends it")
         try:

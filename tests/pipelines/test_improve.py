@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
 import signal
+import socket
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,10 @@ import torch
 from paretune.pipelines.improve.plan import split_prompts
 from paretune.pipelines.improve.run import best_round, stop_reason
 from paretune.pipelines.sampling import read_prompts
+from tests import servers_made
 from tests.cli.made import paretune, save_model, saved_weights, text, write_jsonl
+from tests.preferences.judges.made import judge_model
+from tests.servers_made import serving
 from tests.tokenizers_made import chatml
 
 HELD_OUT = "{prompts: 0.3, sources: {fluent: {rule: repetition, n: 1}}}"
@@ -257,3 +264,90 @@ def test_a_conversation_with_adapters_and_a_judge_that_compares(tmp_path: Path) 
     assert last["few"]["disagreement"]["few"]["variance"] == 0, "two spellings of one rule agree"
     record = read(tmp_path / "out" / "round-2" / "run" / "run.json")
     assert record["settings"]["ref_model"] == str(path)
+
+
+# ---- servers ----
+
+TELL = """
+import json, sys, urllib.request
+urllib.request.urlopen(sys.argv[1] + "/load", json.dumps({"model": sys.argv[2]}).encode())
+"""
+
+
+def _killed(command: list[str], when: Callable[[], bool]) -> None:
+    """Runs a command in a process of its own, and kills it at a certain moment."""
+    worker = multiprocessing.get_context("fork").Process(target=_run, args=(command,))
+    worker.start()
+    end = time.monotonic() + 240
+    while worker.is_alive() and time.monotonic() < end and not when():
+        time.sleep(0.001)
+    assert worker.is_alive() and worker.pid is not None, "it was to be killed in the middle"
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_draws_and_judgements_of_servers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The policy on a server that is told each round's model, then on one that is started for it, fails now and then,
+    and whose command is killed while it draws and while it labels: the same weights, no answered call made again."""
+    path = tmp_path / "chat"
+    judge, tokenizer = judge_model(path)
+    with serving(judge, tokenizer) as judges, serving(judge, tokenizer, name="none yet") as policy:
+        asked = {"prefill": True, "concurrency": 2, "request": {"max_tokens": 1, "top_logprobs": 500}}
+        liked = {"judge": "tiny", "server": judges.url, **asked}
+        changes: dict[str, Any] = {
+            "sources": json.dumps({"short": {"rule": "shorter"}, "liked": liked}),
+            "objectives": "{short: 0.5, liked: 0.5}",
+            **{"patience": 5, "concurrency": 2, "retries": 9, "max_steps": 2, "conversational": "true"},
+        }
+        tell = shlex.join([sys.executable, "-c", TELL, policy.url, "{model}"])
+        told = {**changes, "server": policy.url, "serve": tell, "cache": tmp_path / "a.sqlite"}
+        assert paretune(*words(tmp_path, path, "a", 8, **told, rounds=1)) == 0
+        draws, calls = [r["seed"] for r in policy.requests], [json.dumps(r["messages"]) for r in judges.requests]
+        assert len(draws) == len(set(draws)) == 6 and len(calls) == len(set(calls)) > 0
+        assert paretune(*words(tmp_path, path, "a", 8, **told)) == 0 and len(policy.requests) == 12
+        assert {r["model"] for r in policy.requests} == {str(path), str(tmp_path / "a" / "round-1" / "run")}
+        assert paretune(*words(tmp_path, path, "b", 8, **changes, server=policy.url)) == 2
+        assert "round 1's model, which this server does not serve" in capsys.readouterr().err
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        log, judges.answered, before = tmp_path / "log.jsonl", 0, len(judges.requests)
+        serve = [sys.executable, servers_made.__file__, "--model", "{model}", "--port", str(port), "--name", "policy"]
+        serve += ["--faults", "ok,429,ok,slow,500,truncated", "--stall", "0.3", "--log", str(log)]
+        at = {"server": f"http://127.0.0.1:{port}/v1", "server_model": "policy", "serve": shlex.join(serve)}
+        command = words(tmp_path, path, "b", 8, **changes, **at, rounds=1, cache=tmp_path / "b.sqlite")
+        _killed(command, lambda: len(_lines(log)) >= 2)
+        _killed(command, lambda: judges.answered >= 8)
+        assert paretune(*command) == 0
+    assert {line["seed"] for line in _lines(log)} == set(draws) and len(_lines(log)) <= 6 + 2
+    again = [json.dumps(r["messages"]) for r in judges.requests[before:]]
+    assert set(again) == set(calls) and len(again) <= len(calls) + 2 + 2, "what was in the air, or just answered"
+    mine, other = (tmp_path / out / "round-1" for out in "ab")
+    assert read(mine / "monitors.json") == read(other / "monitors.json")
+    expected, found = saved_weights(mine / "run"), saved_weights(other / "run")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass  # nothing that was started is left
+
+
+@pytest.mark.parametrize(
+    ("serve", "said"),
+    [
+        ("false {model}", ["the command failed", "serve.log"]),
+        ("true {model}", ["the model is not served", "no answer"]),
+        ("nowhere-such {model}", ["no such program"]),
+        ("true", ["bad serve", "{model}"]),
+    ],
+)
+def test_a_model_that_is_not_served(
+    model: Path, tmp_path: Path, serve: str, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = {"server": "http://127.0.0.1:9/v1", "serve": serve, "serve_seconds": 0.5}
+    assert paretune(*words(tmp_path, model, "out", 6, **at, max_tokens=2)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert all(word in message for word in said), message

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.cli.keys import ModelKeys, key, lora_config, objectives_of
 from paretune.cli.rundir import line_callback, no_new_folder
+from paretune.cli.server_keys import ServerKeys
 from paretune.cli.settings import hints_of, make_config, nearest, read_config, resolve
 from paretune.cli.summary import table
 from paretune.cli.train import method_settings, with_defaults
@@ -19,6 +20,7 @@ from paretune.training.given import full_path
 
 if TYPE_CHECKING:
     from paretune.pipelines.improve.plan import ImprovePlan
+    from paretune.pipelines.improve.serving import Serving
 
 INTRO = """
 paretune improve CONFIG.yaml [--key value ...]
@@ -29,6 +31,7 @@ fall while the trained ones rise, it stops and says so. The best round by the he
 
   paretune improve improve.yaml
   paretune improve improve.yaml --rounds 5           # goes on after the rounds that are there
+  paretune improve improve.yaml --server http://localhost:8001/v1 --serve 'vllm serve {model} --port 8001'
   paretune sample --model runs/improved/best --prompts more.jsonl --out answers.jsonl
 
   model: runs/start                                  # improve.yaml
@@ -50,6 +53,9 @@ GROUPS = {
         *["n", "temperature", "top_p", "max_tokens", "drop_cut", "conversational", "template_options"],
         "sample_batch_size",
     ],
+    "Answers from a server": [
+        *["server", "serve", "server_model", "serve_seconds", "api_key_env", "concurrency", "timeout", "retries"],
+    ],
     "Labels": ["sources", "pairs", "max_pairs", "max_words", "cache", "retry_failed"],
     "Watching": ["held_out", "patience"],
     "Aligning": [
@@ -68,7 +74,7 @@ SHARED = (
 
 
 @dataclass
-class ImproveKeys(ModelKeys):
+class ImproveKeys(ModelKeys, ServerKeys):
     """Keys of `paretune improve` beside the fields of `RACOConfig`."""
 
     prompts: str | list | dict | None = key("File (.jsonl, .json, .parquet, .csv) or hub id of rows with a prompt.")
@@ -83,6 +89,9 @@ class ImproveKeys(ModelKeys):
     conversational: bool = key("Turn plain prompts into a user message, so that the chat template applies.", False)
     template_options: dict | None = key("More arguments of the chat template, as {enable_thinking: false}.")
     sample_batch_size: int = key("Responses drawn at once.", 64)
+    serve: str | None = key("Command that serves {model}, a round's model, at server, or tells that server to.")
+    server_model: str = key("The model's name at the server; {model} is the directory.", "{model}")
+    serve_seconds: float = key("How long that may take.", 600.0)
     sources: str | dict | None = key("{objective: {rule: NAME, ...}}, written here or in a YAML file that is named.")
     pairs: str = key("Pairs of n responses: all, best-worst, overall-best-worst, pareto or conflict.", "all")
     max_pairs: int | None = key("Most pairs that are made of one prompt's responses.")
@@ -183,6 +192,7 @@ def make_plan(settings: Any) -> ImprovePlan:
             **{name: getattr(keys, name) for name in ("n", "temperature", "top_p", "max_tokens", "drop_cut")},
             **{name: getattr(keys, name) for name in ("conversational", "template_options")},
         ),
+        serving=_serving(keys),
         labellers=labellers,
         held_out=held_out,
         prompts=prompts,
@@ -229,6 +239,25 @@ def _held_out(given: Mapping[str, Any] | None) -> dict[str, Any]:
         expected = "a fraction between 0 and 1"
         raise InputError("bad prompts", where="held_out", expected=expected, found=found["prompts"])
     return found
+
+
+def _serving(keys: ImproveKeys) -> Serving | None:
+    """Where draws come from.
+
+    Raises:
+        InputError: a bad value, or settings of a server without one.
+    """
+    from paretune.pipelines.improve.serving import Serving
+
+    access = keys.access()
+    if keys.server is None:
+        if keys.serve is not None or keys.server_model != "{model}":
+            where = "serve" if keys.serve is not None else "server_model"
+            raise InputError("no server", where=where, fix="Give --server URL, where the model is then to be found.")
+        return None
+    if keys.serve_seconds <= 0:
+        raise InputError("bad serve_seconds", expected="a positive number", found=keys.serve_seconds)
+    return Serving(keys.server, keys.serve, keys.server_model, keys.serve_seconds, access)
 
 
 def _sft(keys: ImproveKeys, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from paretune.comparisons.layouts import PAIR_CHOICES
 from paretune.errors import InputError
+from paretune.pipelines.improve.serving import Serving
 from paretune.pipelines.methods import Method, Request, check_method, find_method
 from paretune.pipelines.sampling import PromptRow, SamplingSettings
 from paretune.preferences.specs import Labeller
@@ -20,7 +21,10 @@ from paretune.training.record import plain, write_json
 
 REFERENCES = ("previous", "start")
 # Settings that decide no answer, no draw and no weight of a round that is there.
-MAY_CHANGE = ("rounds", "patience", "cache", "retry_failed")
+MAY_CHANGE = (
+    *("rounds", "patience", "cache", "retry_failed"),
+    *("serve", "serve_seconds", "api_key_env", "concurrency", "timeout", "retries"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class ImprovePlan:
         folder: receives round-0, round-1, …, improve.json and best.
         align: the request of the align step; a round changes its model, its data and its directory.
         sampling: of the draws; a round changes the model and the seed.
+        serving: where draws come from; None: from a model here. Watched prompts are always drawn here, with their
+            log-probabilities.
         labellers: the sources that are trained on; held_out: those that never are.
         prompts: to sample from and train on; watched: those that the monitors draw from, never trained on.
         rounds: at most so many.
@@ -64,6 +70,7 @@ class ImprovePlan:
     batch_size: int
     cache: Path
     retry_failed: bool
+    serving: Serving | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     notices: Sequence[str] = ()
 
@@ -119,6 +126,8 @@ def check_plan(plan: ImprovePlan) -> None:
     if plan.sampling.n < 2:
         raise InputError("bad n", expected="at least 2 responses per prompt, to compare", found=plan.sampling.n)
     plan.sampling.check()
+    if plan.serving is not None:
+        plan.serving.check(plan.rounds, supervised=plan.sft is not None)
     if plan.align.args.world_size > 1:
         fix = "Start it without torchrun."
         raise InputError("improve is one process", found=f"{plan.align.args.world_size} ranks", fix=fix)

@@ -18,11 +18,13 @@ from paretune.errors import InputError
 from paretune.files import write_text
 from paretune.pipelines.improve.measure import displacement, draw, read_draws, round_seed, score, signs
 from paretune.pipelines.improve.plan import ImprovePlan, reference_of
+from paretune.pipelines.improve.serving import served
 from paretune.pipelines.labelling import label_candidates, report_path, write_labelled
 from paretune.pipelines.methods import run_method
 from paretune.pipelines.methods.contract import changed_args
 from paretune.pipelines.sampling import open_responses
 from paretune.pipelines.sampling_here import sample_here
+from paretune.pipelines.sampling_server import sample_from_server
 from paretune.preferences.answers import AnswerStore
 from paretune.preferences.candidates import read_candidates
 from paretune.training.record import write_json
@@ -119,15 +121,23 @@ def _supervised(plan: ImprovePlan, start: str, parts: Parts) -> str:
 def _sample(plan: ImprovePlan, number: int, start: str, parts: Parts) -> None:
     if "sample" in parts.finished:
         return
-    seed = round_seed(plan.seed, number)
-    settings = dataclasses.replace(plan.sampling, model=start, seed=seed)
+    serving = plan.serving
+    name, url = (start, None) if serving is None else (serving.name_of(start), serving.url)
+    settings = dataclasses.replace(plan.sampling, model=name, server=url, seed=round_seed(plan.seed, number))
     with open_responses(parts.folder / "responses.jsonl", settings, overwrite=False) as file:
-        counts: dict[str, int] = {}
         if any(row.key not in file.finished for row in plan.prompts):
-            counts = sample_here(plan.prompts, settings, file, batch_size=plan.batch_size)
+            if serving is None:
+                sample_here(plan.prompts, settings, file, batch_size=plan.batch_size)
+            else:
+                with served(serving, start, parts.folder / "serve.log"):
+                    sample_from_server(plan.prompts, settings, file, serving.access)
         done = file.finish(plan.prompts)
+    if done < len(plan.prompts):
+        found, fix = f"{len(plan.prompts) - done} of {len(plan.prompts)}", "The same command asks for them again."
+        raise InputError("prompts without draws: the server failed", where=str(url), found=found, fix=fix)
     gc.collect()
-    parts.finish("sample", prompts=done, left_out=counts)
+    responses = sum(len(json.loads(line)["responses"]) for line in file.finished.values())
+    parts.finish("sample", prompts=done, responses=responses, left_out=done * settings.n - responses)
 
 
 def _label(plan: ImprovePlan, parts: Parts, store: AnswerStore) -> bool:
