@@ -1,6 +1,6 @@
 """Commands killed (SIGKILL) at random moments and begun again: is the result that of the run that nobody killed?
 
-    python benchmarks/kills.py                    # 50 trials; writes benchmarks/results/kills.json
+    python benchmarks/kills.py --jobs 2           # 50 trials; writes benchmarks/results/kills.json; 15 minutes
     python benchmarks/kills.py --trials 5 --out /tmp/kills.json train front
 
 A trial is one command in a folder of its own, killed one to four times and begun again each time as a person would
@@ -268,11 +268,11 @@ def trial(name: str, inputs: Inputs, whole: Whole, folder: Path, seed: int, *, k
         seconds = max(0.05, share * whole.seconds) if by_time else 0.0
         status, changes = start(command, inputs, folder, at=at, seconds=seconds)
         moments.append({"at": at or None, "seconds": seconds or None, "status": status, "changes": changes})
-        if status not in (0, -signal.SIGKILL):
+        if status != -signal.SIGKILL:  # it came to its end before its moment did
             break
-    last, _ = (0, 0) if moments[-1]["status"] == 0 and not command.resumes else start(command, inputs, folder)
-    if last == 2 and any(one["status"] == 0 for one in moments):
-        last = 0  # a finished run is not repeated
+    last = moments[-1]["status"]
+    if last == -signal.SIGKILL:
+        last, _ = start(command, inputs, folder)
     result = command.result(folder) if last == 0 else None
     return {
         "command": name,
@@ -301,45 +301,59 @@ def made_inputs(folder: Path) -> Inputs:
     )
 
 
+def _share(names: Sequence[str], inputs: Inputs, wholes: dict[str, Whole], home: Path, seeds: range, out: Path) -> None:
+    """Some of the trials, one after the other, in a process of their own."""
+    done: list[dict[str, Any]] = []
+    for seed in seeds:
+        name = names[seed % len(names)]
+        done.append(trial(name, inputs, wholes[name], home / str(seed), seed))
+        write_json(out, done)
+        print(f"{name}, seed {seed}: {done[-1]['kills']} kills, equal: {done[-1]['equal']}", flush=True)
+        shutil.rmtree(home / str(seed))
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commands", nargs="*", default=list(COMMANDS), help=f"of {', '.join(COMMANDS)} [all]")
-    parser.add_argument("--trials", type=int, default=50, help="in all")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=50, help="in all; their seeds are 0, 1, …")
+    parser.add_argument("--jobs", type=int, default=1, help="trials side by side")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "kills.json")
     asked = parser.parse_args(words)
     home = Path(tempfile.mkdtemp(prefix="paretune-kills-"))
-    done: list[dict[str, Any]] = []
     try:
         inputs = made_inputs(home / "inputs")
-        wholes = {name: undisturbed(name, inputs, home / "whole" / name) for name in asked.commands}
-        again = {name: undisturbed(name, inputs, home / "again" / name) for name in asked.commands}
-        steady = {name: again[name].result == wholes[name].result for name in asked.commands}
-        for i in range(asked.trials):
-            name, folder = asked.commands[i % len(asked.commands)], home / "trials" / str(i)
-            (home / "trials").mkdir(exist_ok=True)
-            (home / "trials" / "noting.py").write_text(SOURCE, encoding="utf-8")
-            done.append(trial(name, inputs, wholes[name], folder, asked.seed * 1000 + i))
-            print(f"{i + 1}/{asked.trials} {name}: {done[-1]['kills']} kills, equal {done[-1]['equal']}", flush=True)
-            shutil.rmtree(folder)
+        wholes = {name: undisturbed(name, inputs, home / "trials" / name) for name in asked.commands}
+        outs = [home / f"share-{job}.json" for job in range(asked.jobs)]
+        given = (asked.commands, inputs, wholes, home / "trials")
+        shares = [
+            multiprocessing.get_context("fork").Process(
+                target=_share, args=(*given, range(job, asked.trials, asked.jobs), out)
+            )
+            for job, out in enumerate(outs)
+        ]
+        for share in shares:
+            share.start()
+        for share in shares:
+            share.join()
+        done = [one for out in outs for one in json.loads(out.read_text(encoding="utf-8"))]
     finally:
         shutil.rmtree(home, ignore_errors=True)
+    done.sort(key=lambda one: one["seed"])
     by_command = {
         name: {
             "trials": len(own),
             "kills": sum(one["kills"] for one in own),
             "equal": sum(one["equal"] for one in own),
             "changes_of_files": wholes[name].changes,
-            "two_whole_runs_equal": steady[name],
         }
         for name in asked.commands
         if (own := [one for one in done if one["command"] == name])
     }
-    about = {"command": "python benchmarks/kills.py", "commit": commit(), "versions": versions(), "seed": asked.seed}
+    about = {"command": "python benchmarks/kills.py", "commit": commit(), "versions": versions()}
     totals = {"trials": len(done), "kills": sum(one["kills"] for one in done), "equal": sum(o["equal"] for o in done)}
     write_json(asked.out, {**about, **totals, "commands": by_command, "each": done})
     print(json.dumps({**totals, "commands": by_command}, indent=1))
-    return 0 if totals["equal"] == totals["trials"] and all(steady.values()) else 1
+    return 0 if totals["equal"] == totals["trials"] == asked.trials else 1
 
 
 if __name__ == "__main__":

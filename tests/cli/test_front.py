@@ -17,6 +17,7 @@ import pytest
 
 from paretune.cli.main import main
 from paretune.pipelines.front import engine
+from paretune.training.trainer import RACOTrainer
 from tests.cli.made import write_jsonl
 from tests.pipelines.front.made import Inline
 
@@ -63,7 +64,9 @@ def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_inline")
-def test_a_killed_front_goes_on(model: Path, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_front_goes_on(
+    model: Path, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "front"
     command = words(model, rows, out, "--eval_fraction", "0.4")
     workers = killed_after_first_cell(command, out)
@@ -74,7 +77,14 @@ def test_a_killed_front_goes_on(model: Path, rows: str, tmp_path: Path, capsys: 
         time.sleep(0.05)
     assert all(map(gone, workers)), "workers end with their command"
 
+    with monkeypatch.context() as patch:  # and once stopped in good order, while a cell trains
+        train = RACOTrainer.training_step
+        stop = lambda *given: (os.kill(os.getpid(), signal.SIGTERM), train(*given))[1]  # noqa: E731
+        patch.setattr(RACOTrainer, "training_step", stop)
+        assert main(command) == 75 and "The same command goes on" in capsys.readouterr().err
+    (checkpoint,) = out.glob("cells/*/checkpoint-1")
     assert main(command) == 0
+    assert "goes on from checkpoint-1" in json.loads((checkpoint.parent / "run.json").read_text())["notices"]
     after = finished_cells(out)
     assert len(after) == 4 and {name: after[name] for name in before} == before, "nothing is repeated"
     said = capsys.readouterr()

@@ -240,7 +240,7 @@ def _early_stopping(patience: int) -> Any:
             if f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}" in metrics:
                 super().on_evaluate(args, state, control, metrics, **kwargs)
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             super().on_train_begin(args, state, control, **kwargs)
             kept = state.stateful_callbacks.get("EarlyStopping") if state.global_step else None
             if isinstance(kept, dict):  # a resumed run has waited as long as its checkpoint had

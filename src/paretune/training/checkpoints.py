@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -45,7 +44,7 @@ class WholeTrainer(Trainer):
 
     # ---- running ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains, and listens meanwhile; True goes on from the newest checkpoint that verifies.
 
         Raises:
@@ -59,7 +58,7 @@ class WholeTrainer(Trainer):
             if wrong is not None:
                 raise InputError(f"nothing can go on from this checkpoint: {wrong}", where=str(resume_from_checkpoint))
         with self.interruption.listening():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
@@ -116,7 +115,7 @@ class WholeTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Writes a checkpoint aside, has every rank's part in it and its manifest, and gives it its name.
 
         Raises:

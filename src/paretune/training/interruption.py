@@ -65,8 +65,9 @@ class Interruption(TrainerCallback):
         self.reason: str | None = None
         self.saving = 0.0
         self._guessed = True
-        hours = getattr(args, "max_hours", None)
-        self._ends = None if hours is None else args.began + 3600.0 * hours
+        self._ends: float | None = None  # on the clock of `time.monotonic`
+        if isinstance(args, RunArguments) and args.max_hours is not None:
+            self._ends = args.began + 3600.0 * args.max_hours
         self._asked_at = self._step_began = self._longest = 0.0
         self._put_off = False
 

@@ -20,7 +20,7 @@ UNFINISHED = ".unfinished"  # the checkpoint that is being written
 # Keys that do not change what is trained.
 MAY_CHANGE = {
     *("resume", "overwrite", "dry_run", "disable_tqdm", "output_dir", "logging_dir", "report_to", "run_name"),
-    *("dataloader_num_workers", "dataset_num_proc", "save_total_limit", "max_hours", "rerun"),
+    *("dataloader_num_workers", "dataset_num_proc", "save_total_limit", "max_hours"),
 }
 # What a run leaves, and what starting over removes: an adapter's file beside a full model would change what is loaded.
 LEFT = (

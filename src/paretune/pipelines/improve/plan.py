@@ -22,7 +22,7 @@ from paretune.training.record import plain, write_json
 REFERENCES = ("previous", "start")
 # Settings that decide no answer, no draw and no weight of a round that is there.
 MAY_CHANGE = (
-    *("rounds", "patience", "cache", "retry_failed"),
+    *("rounds", "patience", "cache", "retry_failed", "max_hours"),
     *("serve", "serve_seconds", "api_key_env", "concurrency", "timeout", "retries"),
 )
 
