@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretune.cli.engines import ENGINE_KEYS
 from paretune.cli.front_plan import FrontKeys, make_plan, reference_points
 from paretune.cli.keys import READING
 from paretune.cli.rundir import no_new_folder
@@ -47,6 +48,7 @@ GROUPS = {
         *["reference_point", "other_references"],
     ],
     "The work": ["output_dir", "workers", "retries", "keep_models", "dry_run", "pick"],
+    "Where it is done": ENGINE_KEYS,
 }
 
 
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> int:
 def _run(keys: FrontKeys, plan: Plan, cells: list[Cell], references: list[list[float]]) -> int:
     from paretune.evaluation.report.front_figures import write_figures
     from paretune.pipelines.front.cells import check_cells
-    from paretune.pipelines.front.engine import Processes
+    from paretune.pipelines.front.engine import Engine, Processes
     from paretune.pipelines.front.plan import superseded
     from paretune.pipelines.front.result import collect
     from paretune.pipelines.front.run import locked, run_front
@@ -98,7 +100,7 @@ def _run(keys: FrontKeys, plan: Plan, cells: list[Cell], references: list[list[f
     for notice in notices:
         print(f"front: {notice}", file=sys.stderr)
     with locked(folder):
-        engine = Processes(workers)
+        engine: Engine = Processes(workers) if keys.engine == "local" else keys.ray_tasks(folder, keys.workers)
         try:
             with display() as tell:
                 found, failed = run_front(folder, plan, cells, engine, retries=keys.retries, tell=tell)
@@ -128,13 +130,18 @@ def _show(folder: Path, rest: list[str]) -> int:
     else:
         from paretune.pipelines.front.table import markdown
 
-        print(markdown(_read(folder)))
+        print(markdown(read_front(folder)))
         return 0
-    _pick(_read(folder), query, folder)
+    _pick(read_front(folder), query, folder)
     return 0
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_front(folder: Path) -> dict[str, Any]:
+    """The front.json of a finished front.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
     try:
         content = json.loads((folder / "front.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:

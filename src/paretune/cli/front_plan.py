@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from paretune.cli.engines import EngineKeys
 from paretune.cli.keys import DataKeys, ModelKeys, key, lora_config, objectives_of
 from paretune.cli.settings import Settings, convert, hints_of, make_config, nearest
 from paretune.errors import InputError
@@ -30,7 +31,7 @@ _ELSEWHERE = {
 
 
 @dataclass
-class FrontKeys(ModelKeys, DataKeys):
+class FrontKeys(ModelKeys, DataKeys, EngineKeys):
     """Keys of `paretune front` beside the fields of `RACOConfig`."""
 
     methods: str | list = key("Names, or {name, label, settings, options}; 'all' takes every method.", "linear,raco")
@@ -52,7 +53,7 @@ class FrontKeys(ModelKeys, DataKeys):
     reference_point: float | list | dict = key("Of the hypervolume, in scaled scores: one number, or each.", -0.5)
     other_references: list | None = key("More reference points, to see what depends on it. [0, -1]")
     output_dir: str = key("The front's folder.", "front")
-    workers: int | None = key("Processes side by side [the cores, 8 at most; or the GPUs].")
+    workers: int | None = key("Cells side by side [the cores, 8 at most; or the GPUs; on Ray what there is room for].")
     retries: int = key("How often a cell that crashed is started again.", 1)
     keep_models: bool = key("false removes weights that nothing needs any more; pick has none to name then.", True)
     dry_run: bool = key("Check everything and list the cells; train nothing.", False)
@@ -70,6 +71,7 @@ def make_plan(settings: Settings) -> Plan:
 
     keys: FrontKeys = settings.own
     keys.check()
+    keys.check_engine()
     config = dict(settings.config)
     for name, instead in _ELSEWHERE.items():
         if name in config:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from paretune.cli.engines import ENGINE_KEYS, EngineKeys
 from paretune.cli.keys import key
 from paretune.cli.settings import read_config, resolve
 from paretune.cli.summary import table
 from paretune.errors import InputError
+
+if TYPE_CHECKING:
+    from paretune.preferences.specs import Labeller
 
 INTRO = """
 paretune label DATA [CONFIG.yaml] [--key value ...]
@@ -33,12 +38,12 @@ docs/labelling.md lists the rules, the options of every source and how they comb
 GROUPS = {
     "What is labelled": ["data", "sources", "out", "overwrite", "take", "on_bad_row", "max_words"],
     "Which pairs": ["pairs", "max_pairs", "seed"],
-    "Asking": ["cache", "retry_failed", "dry_run"],
+    "Asking": ["cache", "retry_failed", "dry_run", *ENGINE_KEYS],
 }
 
 
 @dataclass
-class LabelKeys:
+class LabelKeys(EngineKeys):
     """Keys of `paretune label`."""
 
     data: str | list | dict | None = key("File (.jsonl, .json, .parquet, .csv) or hub id of responses or comparisons.")
@@ -66,6 +71,7 @@ def main(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml")):
         argv = ["--data", *argv]
     keys: LabelKeys = resolve(argv, LabelKeys, None, required=("data", "sources", "out")).own
+    keys.check_engine()
     out = _checked_out(keys)
 
     from paretune.pipelines.labelling import announce, label_candidates, report_path, write_labelled
@@ -86,22 +92,41 @@ def main(argv: list[str]) -> int:
         lines = announce(planned, labellers) or ["No source makes calls: rules are computed."]
         print("\n".join([f"{len(candidates):,} prompts", *lines]))
         return 0
-    rows, report = label_candidates(
-        candidates,
-        labellers,
-        store,
-        pairs=keys.pairs,
-        max_pairs=keys.max_pairs,
-        seed=keys.seed,
-        retry_failed=keys.retry_failed,
-        read=read,
-    )
+    with _on_engine(keys, labellers) as asked:
+        rows, report = label_candidates(
+            candidates,
+            asked,
+            store,
+            pairs=keys.pairs,
+            max_pairs=keys.max_pairs,
+            seed=keys.seed,
+            retry_failed=keys.retry_failed,
+            read=read,
+        )
     settings = {**dataclasses.asdict(keys), "sources": spec}
     beside = write_labelled(rows, {**dataclasses.asdict(report), "settings": settings}, out)
     for warning in report.warnings:
         logging.getLogger(__name__).warning("%s", warning)
     print(_summary(dataclasses.asdict(report), str(out), str(beside)))
     return 0
+
+
+@contextmanager
+def _on_engine(keys: LabelKeys, labellers: list[Labeller]) -> Iterator[list[Labeller]]:
+    """The labellers, asked where the keys say."""
+    if keys.engine == "local":
+        yield labellers
+        return
+    from paretune.pipelines.labelling_shards import goes_elsewhere, spread
+
+    if not any(goes_elsewhere(labeller) for labeller in labellers):
+        fix = "Rules are computed and servers asked by the command itself: leave --engine out."
+        raise InputError("nothing for Ray to do", where="sources", fix=fix)
+    engine = keys.ray_tasks()
+    try:
+        yield [spread(labeller, engine, max(1, engine.slots())) for labeller in labellers]
+    finally:
+        engine.close()
 
 
 def _checked_out(keys: LabelKeys) -> Path:

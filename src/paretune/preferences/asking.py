@@ -120,7 +120,7 @@ def _ask_batch(
 ) -> None:
     started, before = time.monotonic(), len(answers)
     try:
-        for kept in _answered(source, call(source, items), len(items)):
+        for kept in answered(source, call(source, items), len(items)):
             new = {keys[i]: value for i, value in kept.items()}
             if store is not None:
                 store.keep(new)
@@ -153,7 +153,7 @@ def call(source: Source, items: Sequence[Item]) -> Answers:
     return source.compare(prompts, [item.responses for item in items], references=references, **columns)
 
 
-def _answered(source: Source, answers: Answers, count: int) -> Iterator[Mapping[int, float]]:
+def answered(source: Source, answers: Answers, count: int) -> Iterator[Mapping[int, float]]:
     """What a function returned or yields, in portions that are kept together."""
     if hasattr(answers, "__len__"):
         values = list(answers)
@@ -162,11 +162,13 @@ def _answered(source: Source, answers: Answers, count: int) -> Iterator[Mapping[
             raise InputError("the answers do not fit the items", where=where, expected=expected, found=len(values))
         yield {i: _number(source, value) for i, value in enumerate(values)}
         return
-    for position, value in answers:
-        if not 0 <= position < count:
-            expected = f"a position below {count}"
-            raise InputError("no such item", where=f"source {source.name!r}", expected=expected, found=position)
-        yield {int(position): _number(source, value)}
+    for portion in answers:
+        pairs = portion.items() if isinstance(portion, Mapping) else [portion]
+        for position, _ in pairs:
+            if not 0 <= position < count:
+                expected = f"a position below {count}"
+                raise InputError("no such item", where=f"source {source.name!r}", expected=expected, found=position)
+        yield {int(position): _number(source, value) for position, value in pairs}
 
 
 def _number(source: Source, value: Any) -> float:

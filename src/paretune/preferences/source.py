@@ -7,9 +7,9 @@ A source either scores single responses or compares ordered pairs of them, in ba
 
 `prompts` and responses come as the rows hold them, text or messages (`text_of` makes text of either); `pairs` are
 tuples (first, second), in the order in which a judge is to see them. NaN is a failure: a missing label, counted and
-never a vote. Instead of a list a source may yield (position, answer) as each is known: then what was answered is kept
-even when the process is killed, or the source raises, in the middle of a batch. A network source runs its own event
-loop inside.
+never a vote. Instead of a list a source may yield (position, answer) as each is known, or {position: answer} of
+several: then what was answered is kept even when the process is killed, or the source raises, in the middle of a batch.
+A network source runs its own event loop inside.
 
 What a source is told beside the texts is what it `reads`. That and its fingerprint are the key under which an answer
 is kept (`asking`), so a fingerprint names whatever changes the answers: model and its revision, prompt, rubric,
@@ -28,7 +28,8 @@ from paretune.comparisons.rows import Text
 from paretune.errors import InputError
 
 Pair = tuple[int, int]
-Answers = Sequence[float | None] | Iterable[tuple[int, float | None]]
+Portion = Mapping[int, float | None]
+Answers = Sequence[float | None] | Iterable[tuple[int, float | None] | Portion]
 
 REFERENCE = -1  # as an index in a pair: the row's reference takes part as a candidate (an anchor)
 

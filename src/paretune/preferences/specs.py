@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from paretune.errors import InputError
@@ -49,7 +49,7 @@ KINDS: dict[str, Callable[[str, Any, dict[str, Any]], Source]] = {
     "implicit": _implicit,
 }
 COMBINATIONS = ("gate", "sum", "choose", "ensemble")
-_LABEL_OPTIONS = tuple(field.name for field in fields(LabelOptions))
+_LABEL_OPTIONS = tuple(option.name for option in fields(LabelOptions))
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Labeller:
     Args:
         name: the objective; of a part, the objective and the part's place.
         options: how its verdict becomes labels.
-        source: of a plain one; None for a combination.
+        source: of a plain one; None for a combination. `entry`, as it was written without the options of labels: from
+            it another process makes the same source.
         combination: one of `COMBINATIONS`, or "".
         parts: of a combination; `weights` of a sum; `cases` of a choice, the value of `column` that takes each part,
             None for the one taken otherwise; `way` of an ensemble, and its `strength`: tau, or the penalty.
@@ -68,6 +69,7 @@ class Labeller:
     name: str
     options: LabelOptions
     source: Source | None = None
+    entry: Mapping[str, Any] = field(default_factory=dict)
     combination: str = ""
     parts: tuple[Labeller, ...] = ()
     weights: tuple[float, ...] = ()
@@ -128,7 +130,7 @@ def parse_source(name: str, entry: Any) -> Labeller:
     except InputError as error:
         raise InputError(str(error), where=where) from None
     if kind in KINDS:
-        return Labeller(name, options, source=KINDS[kind](name, value, own))
+        return Labeller(name, options, source=KINDS[kind](name, value, own), entry={kind: value, **own})
     return {"gate": _gate, "sum": _sum, "choose": _choose, "ensemble": _ensemble}[kind](name, value, own, options)
 
 

@@ -1,0 +1,208 @@
+"""Fronts and labels on a real Ray cluster: two machines, each of one CPU; stopped, lost in mid-sweep, equal to local.
+
+Its machines are processes of this one. What may differ between real ones, folders and versions, is asked of the
+function that looks for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from paretune import __version__
+from paretune.cli.main import STOPPED, main
+from paretune.errors import InputError
+from paretune.pipelines.front import engine
+from paretune.pipelines.front.engine import Job
+from paretune.pipelines.front.engine_ray import Home, RayTasks, settle
+from tests.cli.made import records, save_model, write_jsonl
+from tests.pipelines.front.made import Inline
+
+with_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="the package ray is not installed (the extra `ray`)"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two machines."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    size = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    made.add_node(**size)
+    yield made
+    made.shutdown()
+
+
+def started(out: Path) -> dict[str, str]:
+    """Cells that were started, and the last thing that happened to them."""
+    logs = {path.parent.name: path.read_text().splitlines() for path in out.glob("cells/*/attempts.jsonl")}
+    return {name: json.loads(lines[-1])["event"] for name, lines in logs.items() if lines}
+
+
+def when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
+    """Does something, in another thread, as soon as something is so."""
+
+    def watch() -> None:
+        until = time.monotonic() + 300
+        while not condition() and time.monotonic() < until:
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+@with_ray
+def test_a_stopped_front_that_loses_a_machine_is_the_local_one(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["front", "--model", str(save_model(tmp_path / "model")), "--objectives", "helpful,short"]
+    words += ["--data", write_jsonl(tmp_path / "rows.jsonl", records("native")), "--eval_fraction", "0.4"]
+    words += ["--methods", "linear", "--weightings", "1", "--seeds", "[0]", "--max_steps", "1", "--use_cpu", "true"]
+    words += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1", "--learning_rate", "1e-2"]
+    on_ray, far = [*words, "--output_dir", "far", "--engine", "ray", "--ray_address", cluster.address], tmp_path / "far"
+
+    def running(n: int) -> bool:
+        return list(started(far).values()).count("start") == n
+
+    stop = when(lambda: running(1), lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert main(on_ray) == STOPPED and "The same command goes on" in capsys.readouterr().err
+    stop.join()
+    assert not list(far.rglob("cell.json")) and not (far / "ray.token").exists()
+
+    (lost,) = cluster.worker_nodes
+    # two cells at once are one on each machine
+    loss = when(lambda: running(2), lambda: cluster.remove_node(lost, allow_graceful=False))
+    assert main(on_ray) == 0
+    loss.join()
+    front = json.loads((far / "front.json").read_text())
+    gone, stopped = sorted((crash for cell in front["cells"] for crash in cell["crashes"]), reverse=True)
+    assert stopped.startswith("its machine was lost: ") and gone == "the command ended while the cell ran"
+    assert "crashed and is started again (1 of 1): its machine was lost: " in capsys.readouterr().err
+
+    monkeypatch.setattr(engine, "Processes", lambda workers: Inline())
+    assert main([*words, "--output_dir", "near"]) == 0
+    near = tmp_path / "near"
+    cells = [path.relative_to(near) for path in near.glob("cells/*/cell.json")]
+    for name in cells:
+        one, other = (json.loads((side / name).read_text()) for side in (near, far))
+        assert all(one[key] == other[key] for key in ("digest", "temperatures", "kl", "run", "code"))
+    weights = [path.relative_to(near) for path in near.rglob("*.safetensors")]
+    assert len(cells) == 4 and len(weights) == 3
+    assert all((near / path).read_bytes() == (far / path).read_bytes() for path in weights)
+
+
+CRASHES_ONCE = """
+import os, pathlib
+
+def long(prompts, completions, **columns):
+    if not pathlib.Path("crashed").exists():
+        pathlib.Path("crashed").touch()
+        os._exit(7)
+    return [float(len(completion)) for completion in completions]
+"""
+
+
+@with_ray
+def test_labels_and_tasks(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels are the local ones although a process died; what runs ends with its engine; who has no room is told."""
+    monkeypatch.chdir(tmp_path)
+    Path("far_rewards.py").write_text(CRASHES_ONCE)
+    rows = [{"prompt": f"{i}?", "responses": ["x" * (i + j) + "y" for j in range(3)]} for i in range(12)]
+    words = ["label", write_jsonl(tmp_path / "r.jsonl", rows)]
+    words += ["--sources", '{long: {function: "far_rewards:long", batch_size: 8}, concise: {rule: shorter}}']
+    on_ray = ["--engine", "ray", "--ray_address", cluster.address]
+    assert main([*words, "--out", "far.jsonl", "--cache", "far.sqlite", *on_ray]) == 0
+    said = capsys.readouterr().err
+    assert "long: a shard is asked again (1 of 2): its process died: " in said and "36 calls to make" in said
+    assert main([*words, "--out", "near.jsonl", "--cache", "near.sqlite"]) == 0
+    assert Path("far.jsonl").read_bytes() == Path("near.jsonl").read_bytes()
+    assert main([*words, "--out", "far.jsonl", "--cache", "far.sqlite"]) == 0
+    assert json.loads(Path("far.labels.json").read_text())["sources"]["long"]["found"] == 36, "answers were kept"
+
+    with pytest.raises(InputError, match="a machine with 2 CPUs; found 1 CPUs and 0 GPUs"):
+        RayTasks(address=cluster.address, cpus=2)
+    before = signal.getsignal(signal.SIGTERM)
+    tasks = RayTasks(address=cluster.address, folder=tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+    tasks.submit(Job("pid", write_pid, (str(tmp_path / "pid"),)))
+    tasks.submit(Job("later", os.getpid))
+    while not (tmp_path / "pid").exists():
+        assert tasks.running() == ["pid"] and tasks.wait(0.1) == []
+    pid = int((tmp_path / "pid").read_text())
+    tasks.close()
+    assert tasks.running() == [] and not (tmp_path / "ray.token").exists()
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def write_pid(path: str) -> None:
+    Path(f"{path}.part").write_text(str(os.getpid()))
+    os.replace(f"{path}.part", path)
+    time.sleep(600)
+
+
+def test_a_machine_that_sees_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ray.token").write_text("word")
+    Path("far").mkdir()
+    home = Home(str(tmp_path / "far"), ("a folder",), "a cache", __version__, (str(tmp_path / "ray.token"), "word"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    settle(home)
+    assert Path.cwd() == tmp_path / "far" and sys.path[-1] == "a folder" and os.environ["PARETUNE_CACHE"] == "a cache"
+    for other, said in [
+        (replace(home, token=(str(tmp_path / "ray.token"), "another")), "the folder is not shared.*found word"),
+        (replace(home, token=(str(tmp_path / "elsewhere"), "word")), "the folder is not shared.*found no such file"),
+        (replace(home, working=str(tmp_path / "nowhere")), "no folder .*nowhere"),
+        (replace(home, version="0"), f"another paretune; expected 0; found {__version__}. Install the same"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            settle(other)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--engine", "spark"], "bad engine; expected local or ray; found spark"),
+        (["--ray_address", "auto"], "ray_address without Ray"),
+        (["--engine", "ray", "--task_cpus", "0"], "bad task_cpus"),
+        (["--engine", "ray", "--task_gpus", "-1"], "bad task_gpus"),
+        (["--engine", "ray"], "nothing for Ray to do"),
+    ],
+)
+def test_engines_that_make_no_sense(
+    more: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "r.jsonl", [{"prompt": "p", "responses": ["a", "b b"]}])
+    words = ["label", data, "--sources", "{concise: {rule: shorter}}", "--out", str(tmp_path / "out.jsonl")]
+    assert main([*words, *more]) == 2 and said in capsys.readouterr().err
+
+
+def test_without_ray_or_a_cluster_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("ray") is not None:
+        for address, said in [("far:x", "expected auto or HOST:PORT"), ("ray://far:1", "bad ray_address")]:
+            with pytest.raises(InputError, match=said):
+                RayTasks(address=address)
+        with pytest.raises(InputError, match="cannot connect to Ray; found .*refused"):
+            RayTasks(address="127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="pip install 'paretune\\[ray\\]'"):
+        RayTasks()
