@@ -85,6 +85,8 @@ def test_a_killed_front_goes_on(
     (checkpoint,) = out.glob("cells/*/checkpoint-1")
     assert main(command) == 0
     assert "goes on from checkpoint-1" in json.loads((checkpoint.parent / "run.json").read_text())["notices"]
+    state = json.loads((checkpoint.parent / "trainer_state.json").read_text())
+    assert state["global_step"] == 1 == state["max_steps"], "the step that was made is the last one"
     after = finished_cells(out)
     assert len(after) == 4 and {name: after[name] for name in before} == before, "nothing is repeated"
     said = capsys.readouterr()

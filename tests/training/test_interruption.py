@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
+from paretune.cli.train import _early_stopping
 from paretune.errors import InputError
 from paretune.training import interruption
 from paretune.training.interruption import Interruption
@@ -94,6 +95,20 @@ def test_what_is_due_at_an_epochs_last_step_waits_for_its_end(tmp_path: Path) ->
     assert not control.should_save
     listener.on_epoch_end(args, TrainerState(), control)
     assert control.should_save
+
+
+def test_early_stopping_has_waited_as_long_as_its_checkpoint(tmp_path: Path) -> None:
+    args = small_config(
+        tmp_path, eval_strategy="steps", save_strategy="steps", load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )  # fmt: skip
+    before, after = _early_stopping(3), _early_stopping(3)
+    before.early_stopping_patience_counter = 2
+    state = TrainerState(global_step=5, stateful_callbacks=[before])
+    after.on_train_begin(args, state, TrainerControl())
+    assert after.early_stopping_patience_counter == 2
+    after.on_train_begin(args, TrainerState(), TrainerControl())
+    assert after.early_stopping_patience_counter == 0, "a new run begins to wait anew"
 
 
 @pytest.mark.parametrize("hours", [0, -1.0])

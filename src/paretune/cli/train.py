@@ -242,9 +242,9 @@ def _early_stopping(patience: int) -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             super().on_train_begin(args, state, control, **kwargs)
-            kept = state.stateful_callbacks.get("EarlyStopping") if state.global_step else None
-            if isinstance(kept, dict):  # a resumed run has waited as long as its checkpoint had
-                self.early_stopping_patience_counter = int(kept["attributes"]["early_stopping_patience_counter"])
+            kept = state.stateful_callbacks.get("EarlyStopping", {}) if state.global_step else {}
+            # a resumed run has waited as long as its checkpoint had
+            self.early_stopping_patience_counter = kept.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
     return EarlyStopping(patience)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from paretune.comparisons.cache import cache_root
 from paretune.errors import InputError
-from paretune.files import said_if_full
+from paretune.files import disk_full, is_full
 from paretune.preferences.source import Item, Source
 
 _WAIT = 120.0  # seconds for another process to finish its transaction
@@ -78,8 +78,9 @@ class AnswerStore:
     @contextmanager
     def _said(self) -> Iterator[Any]:
         try:
-            with said_if_full(self.path):
-                yield
+            yield
         except (sqlite3.Error, OSError) as error:
+            if is_full(error):
+                raise disk_full(error, self.path) from error
             fix = "Name another file with --cache, or remove this one: its answers are then asked for again."
             raise InputError("cannot use the kept answers", where=str(self.path), found=str(error), fix=fix) from error

@@ -121,12 +121,14 @@ class WholeTrainer(Trainer):
         Raises:
             DiskFullError: there is no room, on any rank; what was written is removed, earlier checkpoints are whole.
         """
-        began, writes, limit = time.monotonic(), self.args.should_save, self.args.save_total_limit
+        began, writes, args = time.monotonic(), self.args.should_save, self.args
+        limit, pushes = args.save_total_limit, args.push_to_hub
         aside, name = self._run / UNFINISHED, f"checkpoint-{self.state.global_step}"
         if writes:
             shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
         self._together(name)
-        self.args.save_total_limit, self._aside = None, aside  # older ones go when this one is there
+        # when it has its name, older ones go and a hub gets it
+        args.save_total_limit, args.push_to_hub, self._aside = None, False, aside
         try:
             with self._kept_for_later():
                 super()._save_checkpoint(model, trial)
@@ -138,11 +140,13 @@ class WholeTrainer(Trainer):
                     self._complete(aside / name)
             self._together(name)
         finally:
-            self.args.save_total_limit, self._aside, self._failed = limit, None, None
+            args.save_total_limit, args.push_to_hub, self._aside, self._failed = limit, pushes, None, None
             if writes:
                 shutil.rmtree(aside, ignore_errors=True)
         if writes:
             rotate_checkpoints(str(self._run), limit, self.state.best_model_checkpoint, use_mtime=True)
+        if pushes:
+            self._push_from_checkpoint(str(self._run / name))
         self._saved = self._run / name
         self.interruption.saved(time.monotonic() - began)
 
