@@ -21,6 +21,7 @@ from paretune.evaluation.hacking import (
     prompt_means,
     repetition,
     standardized_gain,
+    taste_for_length,
 )
 
 NAN = math.nan
@@ -39,6 +40,18 @@ def test_length_correlation_is_within_prompts() -> None:
     failed = np.where(np.arange(24).reshape(6, 4) % 5 == 0, NAN, 3.0 * lengths)
     assert length_correlation(failed, lengths) == pytest.approx(1.0)
     assert length_correlation([[NAN, NAN]], [[1, 2]]) is None
+
+
+def test_taste_for_length_of_pairs() -> None:
+    """Whoever is called x: a judge that likes the longer one, one that likes the shorter one, one without a taste."""
+    longer = np.array([3, -2, 5, 1, -4, 2])
+    assert taste_for_length(np.tanh(longer), longer) == pytest.approx(1)
+    assert taste_for_length(-longer[:1], longer[:1]) == pytest.approx(-1), "one pair, both ways round"
+    verdicts = np.array([0.3, -0.1, -0.8, 0.5, np.nan, 0.2])
+    known = np.concatenate([verdicts, -verdicts]), np.concatenate([longer, -longer])
+    expected = stats.spearmanr(*(x[~np.isnan(known[0])] for x in known)).statistic
+    assert taste_for_length(verdicts, longer) == pytest.approx(expected)
+    assert taste_for_length([0.5, 0.1], [0, 0]) is None and taste_for_length([], []) is None
 
 
 def test_order_effects_of_a_judge_with_a_known_bias() -> None:

@@ -14,12 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from paretune.pipelines.improve.measure import score
 from paretune.pipelines.improve.plan import split_prompts
 from paretune.pipelines.improve.run import best_round, stop_reason
 from paretune.pipelines.sampling import read_prompts
+from paretune.preferences.answers import AnswerStore
+from paretune.preferences.labels import LabelOptions
+from paretune.preferences.source import Source
+from paretune.preferences.specs import Labeller
 from tests import servers_made
 from tests.cli.made import paretune, save_model, saved_weights, text, write_jsonl
 from tests.preferences.judges.made import judge_model
@@ -266,6 +272,31 @@ def test_a_conversation_with_adapters_and_a_judge_that_compares(tmp_path: Path) 
     assert record["settings"]["ref_model"] == str(path)
 
 
+def test_sources_that_compare_are_watched_too(tmp_path: Path) -> None:
+    """Against the start's draws: who wins, by how many words it is longer, and where an ensemble's members differ."""
+
+    def longer_wins(prompts: Any, pairs: Any, references: Any = None) -> list[float]:
+        return [0.9 if len(a.split()) > len(b.split()) else 0.2 for a, b in pairs]
+
+    def first_wins(prompts: Any, pairs: Any, references: Any = None) -> list[float]:
+        return [0.7 for _ in pairs]
+
+    def plain(name: str, compare: Any) -> Labeller:
+        return Labeller(name, LabelOptions(), source=Source(name, name, compare=compare))
+
+    members = (plain("e.1", longer_wins), plain("e.2", first_wins))
+    ensemble = Labeller("e", LabelOptions(), combination="ensemble", parts=members, way="mean")
+    draws, start = (
+        [{"prompt": f"p{i}", "responses": [text], "columns": {}} for i, text in enumerate(texts)]
+        for texts in (["a b c", "a", "a"], ["a", "a b", "a"])
+    )
+    asked = [plain("x", longer_wins), ensemble]
+    found = score(asked, draws, start, AnswerStore(tmp_path / "a"), seed=0, retry_failed=False)
+    assert found["x"].values[:, 0] == pytest.approx([0.85, 0.15, 0.5]) and found["x"].longer == [2, -1, 0]
+    assert found["e"].members["e"] == pytest.approx(np.array([[0.85, 0.15], [0.5, 0.5]]))
+    assert found["x"].first == [0.9, 0.2] and found["x"].second == pytest.approx([0.8, 0.1])
+
+
 # ---- servers ----
 
 TELL = """
@@ -342,12 +373,20 @@ def test_draws_and_judgements_of_servers(tmp_path: Path, capsys: pytest.CaptureF
         ("true {model}", ["the model is not served", "no answer"]),
         ("nowhere-such {model}", ["no such program"]),
         ("true", ["bad serve", "{model}"]),
+        ("true {model} --key sk-verysecret", ["a key in serve", "$MY_KEY"]),
+        ("bash -c 'echo key $MY_KEY; exit {model}1'", ["the command failed", "key ***"]),
     ],
 )
 def test_a_model_that_is_not_served(
-    model: Path, tmp_path: Path, serve: str, said: list[str], capsys: pytest.CaptureFixture[str]
+    model: Path,
+    tmp_path: Path,
+    serve: str,
+    said: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     at = {"server": "http://127.0.0.1:9/v1", "serve": serve, "serve_seconds": 0.5}
-    assert paretune(*words(tmp_path, model, "out", 6, **at, max_tokens=2)) == 2
+    monkeypatch.setenv("MY_KEY", "sk-verysecret")
+    assert paretune(*words(tmp_path, model, "out", 6, **at, max_tokens=2, api_key_env="MY_KEY")) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert all(word in message for word in said), message
+    assert all(word in message for word in said) and "verysecret" not in message, message

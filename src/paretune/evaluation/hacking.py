@@ -49,6 +49,22 @@ def length_correlation(scores: npt.ArrayLike, lengths: npt.ArrayLike) -> float |
     return float(stats.spearmanr(s, t).statistic)
 
 
+def taste_for_length(verdicts: npt.ArrayLike, longer: npt.ArrayLike) -> float | None:
+    """Spearman's correlation of what is said of pairs (x, y) with how much longer x is, (N,) each; positive where the
+    longer one is preferred.
+
+    Args:
+        verdicts: above 0 where x is better: differences of scores, or 2 P(x is better) - 1. Each pair counts the other
+            way round too, because which response is called x must not matter.
+    """
+    both = np.array([verdicts, longer], dtype=np.float64)
+    both = both[:, ~np.isnan(both).any(0)]
+    if not both.size or (both == 0).all(1).any():
+        return None
+    both = np.concatenate([both, -both], axis=1)
+    return float(stats.spearmanr(both[0], both[1]).statistic)
+
+
 def _around_mean(values: Array) -> Array:
     known = ~np.isnan(values)
     means = np.where(known, values, 0.0).sum(1) / np.maximum(known.sum(1), 1)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from paretune.comparisons.layouts import PAIR_CHOICES, LayoutOptions
 from paretune.comparisons.rows import text_of
 from paretune.errors import InputError
+from paretune.evaluation.hacking import taste_for_length
 from paretune.files import write_text
 from paretune.preferences.answers import AnswerStore
 from paretune.preferences.candidates import Candidates
@@ -167,7 +167,8 @@ class _Figures:
         for name, counts in self.counts.items():
             labelled = counts["labels"]
             shares = {key: counts[key] / labelled if labelled else None for key in ("people", "source")}
-            correlation = _spearman(self.differences[name])
+            differences = np.array(self.differences[name]).reshape(-1, 2).T
+            correlation = taste_for_length(*differences)
             figures[name] = {key: counts[key] for key in ("labels", "ties", "missing")}
             figures[name] |= {"share": shares, "length_correlation": correlation}
         return figures
@@ -186,17 +187,6 @@ def _difference(verdict: Verdict | None, labels: Labels, pair: Pair) -> float | 
         difference = verdict.scores[pair[0]] - verdict.scores[pair[1]]
         return None if math.isnan(difference) else difference
     return 2 * labels[pair] - 1 if pair in labels else None
-
-
-def _spearman(differences: Sequence[tuple[float, float]]) -> float | None:
-    """Of differences and the same the other way round: which response came first must not matter."""
-    if not differences:
-        return None
-    both = np.array(differences)
-    both = np.concatenate([both, -both])
-    if (both == 0).all(0).any():
-        return None
-    return float(stats.spearmanr(both[:, 0], both[:, 1]).statistic)
 
 
 def _source_figures(heard: Heard) -> dict[str, Any]:

@@ -112,13 +112,15 @@ class Scored:
         values: (P, n) scores; of one that compares (P, 1), P(the policy's first draw beats the start's).
         compares: which of the two.
         first, second: of one that compares, (N,) P(the policy's is better) where it stood first, and second.
-        members: of ensembles, by name, (K, P·n) scores of their members.
+        longer: of one that compares, (P,) words that the policy's has more than the start's.
+        members: of ensembles, by name, (K, R) scores of their members, or what they say of the pairs.
     """
 
     values: Array
     compares: bool
     first: list[float] = field(default_factory=list)
     second: list[float] = field(default_factory=list)
+    longer: list[int] = field(default_factory=list)
     members: dict[str, Array] = field(default_factory=dict)
 
 
@@ -158,14 +160,20 @@ def score(
     different = [i for i, (mine, other) in enumerate(texts) if mine.strip() != other.strip()]
     candidates = [_candidates(i, draws[i], texts[i]) for i in different]
     heard = _heard(pairs, candidates, store, seed, retry_failed)
+    longer = [len(mine.split()) - len(other.split()) for mine, other in texts]
     for labeller in pairs:
         beats = np.full((len(texts), 1), 0.5)  # against itself
-        for place, (i, one) in enumerate(zip(different, candidates, strict=True)):
-            beats[i, 0] = _beats(labeller, place, one, heard)
+        beats[different, 0] = [_beats(labeller, place, one, heard) for place, one in enumerate(candidates)]
         both = [heard[s.name].answers.get(i, {}) for s in labeller.sources() for i in range(len(candidates))]
         both = [answers for answers in both if (0, 1) in answers and (1, 0) in answers]
         first, second = [a[0, 1] for a in both], [1 - a[1, 0] for a in both]
-        found[labeller.name] = Scored(beats, True, first, second)
+        members = {
+            part.name: np.array(
+                [[_beats(member, place, one, heard) for place, one in enumerate(candidates)] for member in part.parts]
+            )
+            for part in _ensembles(labeller)
+        }
+        found[labeller.name] = Scored(beats, True, first, second, longer, members)
     return found
 
 
@@ -265,7 +273,9 @@ def signs(
             "mean": float(np.nanmean(means)) if known.size else math.nan,
             "failed": int(np.isnan(one.values).sum()),
             "change": None,
-            "length_correlation": None if one.compares else hacking.length_correlation(one.values, words),
+            "length_correlation": hacking.taste_for_length(2 * one.values[:, 0] - 1, one.longer)
+            if one.compares
+            else hacking.length_correlation(one.values, words),
             "scale": BEATS_SCALE if one.compares else (float(known.std()) or 1.0) if not earlier else None,
             "per_prompt": means.tolist(),
         }

@@ -59,6 +59,9 @@ class Serving:
                     "server out: draws are then made here, and judges may be on a server all the same.",
                 )
             return
+        if (secret := self.access.secret()) and secret in self.command:  # the command is kept with the settings
+            fix = f"Let a shell put it in: serve: bash -c '… ${self.access.api_key_env}'."
+            raise InputError("a key in serve", fix=fix)
         try:
             words = shlex.split(self.command)
         except ValueError as error:
@@ -113,7 +116,9 @@ def _wait(serving: Serving, model: str, process: subprocess.Popen[bytes] | None,
         status = None if process is None else process.poll()
         if status:
             fix = f"See {log}." + (" Something answers at that address already." if was_there else "")
-            raise InputError("the command failed", where=f"serve: {serving.command}", found=_tail(log), fix=fix)
+            raise InputError(
+                "the command failed", where=f"serve: {serving.command}", found=_tail(log, serving.access), fix=fix
+            )
         names = _listed(serving)
         if names is not None and name in names and (not was_there or status == 0):
             return
@@ -143,6 +148,6 @@ def _listed(serving: Serving) -> set[str] | None:
         return None
 
 
-def _tail(log: Path) -> str:
+def _tail(log: Path, access: Access) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return " / ".join(line.strip() for line in lines[-3:]) or "it said nothing"
+    return without_key(" / ".join(line.strip() for line in lines[-3:]), access.secret()) or "it said nothing"
