@@ -143,3 +143,22 @@ def test_the_library_does_not_print() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert not found
+
+
+# Not results: a cell's trial data in a temporary folder; a base that is renamed as a whole, and whose digest is that of
+# its maker's source; tokens and scores with a digest that are made anew where it fails; a lock's word.
+_WRITES = {"sandbox.language", "pipelines.front.cells", "comparisons.token_store", "policy.reference_cache"}
+_WRITES |= {"files", "pipelines.front.engine_ray"}
+
+
+def test_results_are_written_whole() -> None:
+    """`files.py` writes to a neighbour, flushes and renames; a plain write can be cut in half."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in _sources(SRC)
+        if ".".join(_parts(path)) not in _WRITES
+        for node in ast.walk(_parsed(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in ("write_bytes", "write_text", "dump") and ast.unparse(node.func) != "files.write_text"
+    ]
+    assert not found

@@ -16,6 +16,7 @@ from paretune.cli.keys import READING
 from paretune.cli.rundir import no_new_folder
 from paretune.cli.settings import resolve
 from paretune.errors import InputError
+from paretune.files import write_text
 
 if TYPE_CHECKING:
     from paretune.pipelines.front.plan import Cell, Plan
@@ -109,7 +110,7 @@ def _run(keys: FrontKeys, plan: Plan, cells: list[Cell], references: list[list[f
         front = collect(plan, cells, found, failed, folder, references, notices)
         write_json(folder / "front.json", front)
         text = markdown(front)
-        (folder / "front.md").write_text(text, encoding="utf-8")
+        write_text(folder / "front.md", text)
         figures = write_figures(front, folder) if front["temperatures"] else []
     print(text)
     print(f"front: {folder / 'front.json'}, front.md, {', '.join(path.name for path in figures)}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -145,11 +144,12 @@ def write_part(folder: Path, position: Tensor, values: Tensor, name: str = "") -
     neighbour = folder / f"{name}.{uuid.uuid4().hex}.unfinished"
     with _usable(folder), said_if_full(folder / name):
         folder.mkdir(parents=True, exist_ok=True)
-        with neighbour.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        neighbour.replace(folder / name)
+        try:
+            neighbour.write_bytes(content)
+            flush(neighbour)
+            neighbour.replace(folder / name)
+        finally:
+            neighbour.unlink(missing_ok=True)
         flush(folder)
 
 

@@ -7,6 +7,7 @@ from safetensors only; optimizer, scheduler and random state as tensors and plai
 
 from __future__ import annotations
 
+import logging
 import pickle
 import shutil
 import time
@@ -24,7 +25,9 @@ from paretune.files import DiskFullError, disk_full, flush, is_full, whole_file,
 from paretune.training.diagnostics import sum_over_ranks
 from paretune.training.interruption import Interruption
 from paretune.training.manifest import flaw, write_manifest
-from paretune.training.rundir import UNFINISHED, find_checkpoint
+from paretune.training.rundir import UNFINISHED, check_checkpoint, find_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 class WholeTrainer(Trainer):
@@ -52,7 +55,10 @@ class WholeTrainer(Trainer):
             InputError: a checkpoint that nothing can go on from, a full disk.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = find_checkpoint(self.args, True).path
+            check_checkpoint(str(self._run), True)
+            found = find_checkpoint(self.args, True)
+            logger.warning("; ".join(found.notices))
+            resume_from_checkpoint = found.path
         elif resume_from_checkpoint:
             wrong = flaw(Path(resume_from_checkpoint), contents=False)
             if wrong is not None:
