@@ -30,7 +30,7 @@ from typing import Any
 from paretune import __version__
 from paretune.errors import InputError
 from paretune.pipelines.front.engine import Ended, Job, run_job
-from paretune.pipelines.workers import quiet_worker
+from paretune.pipelines.workers import quiet_environment, quiet_worker
 
 _PATIENCE = 300.0  # seconds for a machine to say that it is ready; the first look may load everything over a network
 _STORE = 100 * 2**20  # bytes of a cluster for one command: what tasks pass on is small; Ray asks for 75 MiB at least
@@ -253,8 +253,10 @@ def _serve(home: Home, name: str, packed: bytes) -> Ended:
 
     def run() -> Any:
         settle(home)
-        quiet_worker()
+        quiet_environment()
         job: Job = pickle.loads(packed)
+        if "torch" in sys.modules:  # shards of a function of somebody's do without
+            quiet_worker()
         return job.function(*job.arguments)
 
     return run_job(Job(name, run))
