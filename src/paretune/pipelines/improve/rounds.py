@@ -111,7 +111,9 @@ def _supervised(plan: ImprovePlan, start: str, parts: Parts) -> str:
         callbacks=plan.align.callbacks(),
         model_options=options,
     )
-    run_supervised(trainer, record, find_checkpoint(args, True).path)
+    found = find_checkpoint(args, True)
+    record.say(*found.notices)
+    run_supervised(trainer, record, found.path)
     del trainer
     gc.collect()
     parts.finish("sft", rows=len(rows), without_reference=len(plan.prompts) - len(rows))
