@@ -112,7 +112,7 @@ class ModelServer:
             for i in range(int(body.get("n") or 1)):
                 tokens, reason = self._generate(ids, body, i, listed)
                 written += len(tokens)
-                choices.append(self._choice(i, tokens, reason, body, chat, listed))
+                choices.append(self._choice(i, tokens, reason, body, [] if chat else ids, chat, listed))
         usage = {"prompt_tokens": len(ids), "completion_tokens": written, "total_tokens": len(ids) + written}
         kind = "chat.completion" if chat else "text_completion"
         return {"id": "made", "object": kind, "created": 0, "model": self.name, "choices": choices, "usage": usage}
@@ -171,10 +171,14 @@ class ModelServer:
         tokens: list[tuple[int, torch.Tensor]],
         reason: str,
         body: dict[str, Any],
+        before: list[int],
         chat: bool,
         listed: int,
     ) -> dict[str, Any]:
-        text = self.tokenizer.decode([token for token, _ in tokens], skip_special_tokens=True)
+        # what the tokens add to the prompt's text: alone, some tokenizers would drop the space before the first word
+        parts = before, [*before, *(token for token, _ in tokens)]
+        head, whole = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in parts)
+        text = whole.removeprefix(head)
         at = _stopped(text, body)
         text = text if at is None else text[:at]
         said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
