@@ -22,7 +22,8 @@ class Counts:
     """What is counted over rows while they are tokenized; counts of parts add up to those of the whole.
 
     Numbers of rows, and as in `TokenReport`; `unstable` is of kept rows whose prompt is not how the side begins, the
-    first of them `first_unstable` (-1: none); `ends` counts sides by the id of the token that ends them ("-1": none).
+    first of them `first_unstable` (-1: none); so `control`, of rows whose text names control tokens; `ends` counts
+    sides by the id of the token that ends them ("-1": none).
     """
 
     rows: int = 0
@@ -39,6 +40,8 @@ class Counts:
     appended: int = 0
     stripped: int = 0
     turns: int = 0
+    control: int = 0
+    first_control: int = -1
     ends: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -46,11 +49,18 @@ class Counts:
         """From the plain values of `asdict`; raises TypeError where they are not those of this class."""
         if plain.keys() != {one.name for one in fields(cls)}:
             raise TypeError("other counts")
-        return cls(**plain)
+        found, ends = cls(**plain), plain["ends"]
+        whole = [v for name, v in plain.items() if name not in ("dropped_rows", "ends")]
+        if not all(type(v) is int for v in [*whole, *plain["dropped_rows"], *ends.values(), *map(int, ends)]):
+            raise TypeError("counts that are no numbers")
+        return found
 
     def row(self, index: int, facts: dict[str, Any]) -> None:
         """Counts one row."""
         self.rows += 1
+        if facts["control"]:
+            self.control += 1
+            self.first_control = index if self.first_control < 0 else self.first_control
         self.longest_given = max(self.longest_given, facts["length"])
         if facts["status"] != KEPT:
             self.too_long += facts["status"] == TOO_LONG
@@ -77,8 +87,8 @@ class Counts:
             mine, theirs = getattr(self, name), getattr(later, name)
             if name == "longest_given":
                 self.longest_given = max(mine, theirs)
-            elif name == "first_unstable":
-                self.first_unstable = mine if mine >= 0 else theirs
+            elif name in ("first_unstable", "first_control"):
+                setattr(self, name, mine if mine >= 0 else theirs)
             elif name == "dropped_rows":
                 self.dropped_rows = (mine + theirs)[:NAMED_ROWS]
             elif name == "ends":
@@ -100,6 +110,7 @@ class TokenReport:
         context_added: rows without any token before the response, given `context_token` to be scored from.
         eos_appended: sides whose EOS was appended; `ends` counts sides by the token that ends them ("" is none).
         trailing_stripped: sides whose whitespace after the end of the turn was taken off.
+        control_text: rows whose text names control tokens of the tokenizer (`control`): it is encoded as text.
         extra_turns: rows with a response of several messages, all of whose tokens are scored.
         prefix: length of the shared prefix as {min, mean, median, max}; `response` the same over sides' scored tokens.
         tokens_shared, tokens_flat: tokens of one epoch with the prefix computed once, and with it computed twice.
@@ -124,6 +135,7 @@ class TokenReport:
     eos_appended: int
     ends: dict[str, int]
     trailing_stripped: int
+    control_text: int
     extra_turns: int
     prefix: dict[str, float]
     response: dict[str, float]
@@ -186,6 +198,7 @@ def sum_up(
         eos_appended=counts.appended,
         ends={_word(tokenizer, end) if end >= 0 else "": count for end, count in ends},
         trailing_stripped=counts.stripped,
+        control_text=counts.control,
         extra_turns=counts.turns,
         prefix=_spread(prefix),
         response=_spread(np.concatenate([prefix + a - starts_a, prefix + b - starts_b])),
@@ -193,6 +206,11 @@ def sum_up(
         tokens_flat=int((2 * prefix + a + b).sum()),
         fingerprint=fingerprint,
     )
+    if counts.control:
+        report.warnings.append(
+            f"{counts.control} of {counts.rows} rows name control tokens in their text, which stay text "
+            f"(the first: row {counts.first_control})"
+        )
     report.warnings.extend(_warnings(report, tokenizer))
     return report
 

@@ -27,7 +27,7 @@ from paretune.comparisons.cache import cache_root
 from paretune.comparisons.columns import absorb, stretches
 from paretune.comparisons.spool import own_folder
 from paretune.comparisons.token_report import Counts
-from paretune.errors import InputError
+from paretune.errors import SHAPES, InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # part of every key: raise it with every change of what the columns and counts hold
+FORMAT = 3  # part of every key: raise it with every change of what the columns and counts hold
 TEXTS = ("prompt", "response_a", "response_b")
 _IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -111,23 +111,24 @@ def find(key: str) -> tuple[Tokens | None, list[str]]:
         kept = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None, []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return None, [_damaged(path, error)]
     try:
-        if kept["digest"] != _digest(kept["content"]):
+        if kept["digest"] != digest_of(kept["content"]):
             raise ValueError("the counts do not fit their digest")
         check = _Content()
         with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:  # read, not mapped: pages are not held
             for batch in reader:
+                batch.validate(full=True)  # its offsets may point anywhere
                 check.update(batch)
         if check.hexdigests() != kept["content"]["digests"]:
             raise ValueError("the tokens do not fit their digest")
         from datasets.table import MemoryMappedTable
 
         table = MemoryMappedTable.from_file(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        counts = Counts.of(kept["content"]["counts"])
+    except (*SHAPES, OSError, MemoryError, pa.ArrowException) as error:  # the last two: lengths that were changed
         return None, [_damaged(path, error)]
-    counts = Counts.of(kept["content"]["counts"])
     logger.info("tokens of %s rows were made before: %s", f"{counts.rows:,}", path)
     return Tokens(table, counts, kept["content"]["digests"][0], []), []
 
@@ -155,7 +156,7 @@ def keep(key: str, batches: Iterable[tuple[Any, Counts]]) -> Tokens:
                 writer.write_batch(batch)
         about = {"counts": asdict(counts), "digests": content.hexdigests()}
         listed = part.with_suffix(".json")
-        listed.write_text(json.dumps({"content": about, "digest": _digest(about)}) + "\n", encoding="utf-8")
+        listed.write_text(json.dumps({"content": about, "digest": digest_of(about)}) + "\n", encoding="utf-8")
         path.with_suffix(".json").unlink(missing_ok=True)  # of damaged ones, before the tokens they do not fit
         part.replace(path)
         listed.replace(path.with_suffix(".json"))
@@ -203,7 +204,8 @@ def _path(key: str) -> Path:
     return cache_root() / "tokens" / f"{key}.arrow"
 
 
-def _digest(content: Any) -> str:
+def digest_of(content: Any) -> str:
+    """Of what the second file holds."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from paretune.comparisons import token_store
 from paretune.comparisons.columns import labels, stretches
+from paretune.comparisons.control import Control, Written, leading_ids
 from paretune.comparisons.rows import Text, clean_row
 from paretune.comparisons.token_report import KEPT, NOTHING_TO_SCORE, TOKENS, TOO_LONG, Counts, TokenReport, sum_up
 from paretune.comparisons.token_work import processes, work_through
@@ -38,6 +39,7 @@ class Scheme(NamedTuple):
     leading: list[int]  # what the tokenizer itself puts before plain text, usually [BOS] or nothing
     context: int | None  # stands before a response that has nothing before it
     eos: int | None
+    control: Control
     ends: frozenset[int]  # EOS and special tokens: one of them as last token of a rendered turn ends it
     max_length: int | None
 
@@ -77,8 +79,9 @@ def tokenize_comparisons(
         whole sequence and are at least 1. And the report.
 
     Raises:
-        InputError: no rows or none left, an unknown objective, no chat template or one that refuses a row, a tokenizer
-            without pad and EOS token, or one without BOS and EOS where a response has nothing before it.
+        InputError: no rows or none left, an unknown objective, no chat template or one that refuses a row, plain text
+            that was written through a template (most rows name control tokens), a tokenizer without pad and EOS token,
+            or one without BOS and EOS where a response has nothing before it.
     """
     names = list(objective_names)
     _check(rows, tokenizer, names, max_length)
@@ -89,6 +92,7 @@ def tokenize_comparisons(
         texts = rows.select_columns(list(token_store.TEXTS)).with_format(None)
         work = partial(_tokenize, texts, scheme)
         tokens = token_store.keep(key, work_through(len(rows), work, processes(num_proc, len(rows))))
+    _check_plain(tokens.counts, scheme)
     report = sum_up(
         tokens.table,
         tokens.counts,
@@ -100,6 +104,17 @@ def tokenize_comparisons(
     )
     report.warnings.extend([*damage, *tokens.notices])
     return _with_preferences(tokens, key, rows, names), report
+
+
+def _check_plain(counts: Counts, scheme: Scheme) -> None:
+    if not scheme.conversational and 2 * counts.control > counts.rows:
+        raise InputError(
+            "these texts were written through a chat template",
+            where=f"row {counts.first_control}",
+            expected="plain text, in which the names of control tokens are text too",
+            found=f"such names in {counts.control} of {counts.rows} rows",
+            fix="Give messages, {role, content}: the tokenizer's chat template writes the control tokens.",
+        )
 
 
 def _with_preferences(tokens: token_store.Tokens, key: str, rows: Dataset, names: list[str]) -> Dataset:
@@ -187,44 +202,23 @@ def _scheme(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int |
                 fix="Use the instruct model's tokenizer, set tokenizer.chat_template, or give plain strings.",
             ) from error
     else:
-        leading = _leading(tokenizer, rows[0]["prompt"] + rows[0]["response_a"])
+        leading = leading_ids(tokenizer, rows[0]["prompt"] + rows[0]["response_a"])
     special = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special = (special | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
     ends = frozenset(special if eos is None else special | {eos})
-    return Scheme(tokenizer, conversational, leading, eos if bos is None else bos, eos, ends, max_length)
-
-
-def _leading(tokenizer: PreTrainedTokenizerBase, probe: str) -> list[int]:
-    """What the tokenizer itself puts before a text; what it may put behind (EOS, [SEP]) is no part of a prompt."""
-    bare = _encode(tokenizer, [probe])[0]
-    dressed = tokenizer(probe, truncation=False, verbose=False)["input_ids"]
-    for k in range(len(dressed) - len(bare) + 1):
-        if dressed[k : k + len(bare)] == bare:
-            return list(dressed[:k])
-    return []
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    return encoded["input_ids"]
+    context = eos if bos is None else bos
+    return Scheme(tokenizer, conversational, leading, context, eos, Control(tokenizer), ends, max_length)
 
 
 def _tokenize(texts: Dataset, scheme: Scheme, start: int, end: int) -> tuple[Any, Counts]:
     """Rows start .. end: a record batch of those kept, and the counts of all."""
     batch, indexes, counts = texts[start:end], list(range(start, end)), Counts()
-    n = len(indexes)
-    ids = _encode(scheme.tokenizer, [text for texts in _texts(batch, indexes, scheme) for text in texts])
+    written = list(_texts(batch, indexes, scheme))
+    ids = [scheme.control.encode(some, ends=ends) for some, ends in zip(written, (False, True, True), strict=True)]
     kept = []
     for i, index in enumerate(indexes):
-        row = _row(ids[i], ids[n + i], ids[2 * n + i], scheme) | {"index": index}
+        row = _row(ids[0][i], ids[1][i], ids[2][i], scheme) | {"index": index}
+        row["control"] = int(any(some[i].special for some in written))
         sides = (batch["response_a"][i], batch["response_b"][i])
         row["turns"] = int(scheme.conversational and any(len(side) > 1 for side in sides))
         counts.row(index, row)
@@ -235,39 +229,41 @@ def _tokenize(texts: Dataset, scheme: Scheme, start: int, end: int) -> tuple[Any
     return pa.RecordBatch.from_arrays(columns, schema=schema), counts
 
 
-def _texts(batch: dict[str, list[Any]], indexes: list[int], scheme: Scheme) -> Iterator[list[str]]:
+def _texts(batch: dict[str, list[Any]], indexes: list[int], scheme: Scheme) -> Iterator[list[Written]]:
     """Three lists of texts: prompts, prompts with response a, prompts with response b."""
     prompts = batch["prompt"]
     if not scheme.conversational:
-        yield prompts
+        yield [scheme.control.plain(prompt, ends=False) for prompt in prompts]
         for side in ("response_a", "response_b"):
-            yield [prompt + response for prompt, response in zip(prompts, batch[side], strict=True)]
+            yield [
+                scheme.control.plain(p + response, ends=True) for p, response in zip(prompts, batch[side], strict=True)
+            ]
         return
     # A template cannot be asked for the generation prompt of no messages at all: nothing is known to be prompt then.
     yield [
-        _render([prompt], [index], scheme, generation=True)[0] if prompt else ""
+        _render(prompt, index, scheme, generation=True) if prompt else Written("", "", False)
         for prompt, index in zip(prompts, indexes, strict=True)
     ]
     for side in ("response_a", "response_b"):
-        chats = [prompt + response for prompt, response in zip(prompts, batch[side], strict=True)]
-        yield _render(chats, indexes, scheme, generation=False)
+        yield [
+            _render(prompt + response, index, scheme, generation=False)
+            for prompt, response, index in zip(prompts, batch[side], indexes, strict=True)
+        ]
 
 
-def _render(chats: list[list[Any]], indexes: list[int], scheme: Scheme, *, generation: bool) -> list[str]:
-    texts = []
-    for chat, index in zip(chats, indexes, strict=True):
-        try:
-            text = scheme.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation)
-        except (TemplateError, ValueError, TypeError) as error:
-            roles = ", ".join(str(message.get("role")) for message in chat)
-            raise InputError(
-                f"the chat template refuses this conversation: {error}",
-                where=f"row {index}",
-                found=f"roles {roles}" if roles else "no messages",
-                fix="Change its messages, or use a tokenizer whose template accepts them.",
-            ) from error
-        texts.append(str(text))
-    return texts
+def _render(chat: list[Any], index: int, scheme: Scheme, *, generation: bool) -> Written:
+    guarded, mark = scheme.control.guarded(chat)
+    try:
+        text = scheme.tokenizer.apply_chat_template(guarded, tokenize=False, add_generation_prompt=generation)
+    except (TemplateError, ValueError, TypeError) as error:
+        roles = ", ".join(str(message.get("role")) for message in chat)
+        raise InputError(
+            f"the chat template refuses this conversation: {error}",
+            where=f"row {index}",
+            found=f"roles {roles}" if roles else "no messages",
+            fix="Change its messages, or use a tokenizer whose template accepts them.",
+        ) from error
+    return Written(str(text), mark, bool(mark))
 
 
 def _row(prompt: list[int], full_a: list[int], full_b: list[int], scheme: Scheme) -> dict[str, Any]:
@@ -368,8 +364,8 @@ def _parting(rows: Dataset, index: int, scheme: Scheme) -> str:
     """Where the first unstable row's prompt and prompt+response part, in tokens."""
     batch = rows[index : index + 1]
     prompt, *sides = (
-        _with_leading(ids, scheme.leading)
-        for ids in _encode(scheme.tokenizer, [texts[0] for texts in _texts(batch, [index], scheme)])
+        _with_leading(scheme.control.encode(texts, ends=ends)[0], scheme.leading)
+        for texts, ends in zip(_texts(batch, [index], scheme), (False, True, True), strict=True)
     )
     side = min(sides, key=lambda ids: common_prefix(prompt, ids))
     start = common_prefix(prompt, side)
