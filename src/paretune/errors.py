@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class InputError(ValueError):
     """Bad data, configuration or environment: says what was expected, what was found and what to do.
@@ -19,6 +23,26 @@ class InputError(ValueError):
         message = "; ".join(parts)
         super().__init__(f"{message}. {fix}" if fix else message)
         self.where = where
+
+
+# What code raises that meets a value of another shape than it was written for.
+SHAPES = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
+
+
+@contextmanager
+def as_written(where: Path | str, what: str) -> Iterator[None]:
+    """For reading a file that a command of ours wrote, and that somebody may have changed since.
+
+    Raises:
+        InputError: it has another shape.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except SHAPES as error:
+        found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
+        raise InputError(f"not {what} as it was written", where=str(where), found=found) from error
 
 
 class DivergedError(RuntimeError):

@@ -15,7 +15,7 @@ from paretune.cli.front_plan import FrontKeys, make_plan, reference_points
 from paretune.cli.keys import READING
 from paretune.cli.rundir import no_new_folder
 from paretune.cli.settings import resolve
-from paretune.errors import InputError
+from paretune.errors import InputError, as_written
 from paretune.files import write_text
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         print(command_help(INTRO, GROUPS, (RACOConfig, FrontKeys), inherited=TrainingArguments))
         return 0
     if argv and not argv[0].startswith("-") and Path(argv[0]).expanduser().is_dir():
-        return _show(Path(argv[0]).expanduser(), argv[1:])
+        return show_front(Path(argv[0]).expanduser(), argv[1:])
     from paretune.pipelines.front.plan import make_cells
     from paretune.training.config import RACOConfig
 
@@ -119,7 +119,7 @@ def _run(keys: FrontKeys, plan: Plan, cells: list[Cell], references: list[list[f
     return 3 if failed else 0
 
 
-def _show(folder: Path, rest: list[str]) -> int:
+def show_front(folder: Path, rest: list[str]) -> int:
     """A front that is there: its tables, or a pick."""
     if rest[:1] == ["--pick"] and len(rest) == 2:
         query = rest[1]
@@ -131,24 +131,21 @@ def _show(folder: Path, rest: list[str]) -> int:
     else:
         from paretune.pipelines.front.table import markdown
 
-        print(markdown(read_front(folder)))
+        with as_written(folder / "front.json", "a front's result"):
+            print(markdown(_read(folder)))
         return 0
-    _pick(read_front(folder), query, folder)
+    with as_written(folder / "front.json", "a front's result"):
+        _pick(_read(folder), query, folder)
     return 0
 
 
-def read_front(folder: Path) -> dict[str, Any]:
-    """The front.json of a finished front.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
-    """
+def _read(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / "front.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         fix = "Give the configuration that it was begun with: paretune front CONFIG.yaml."
         raise InputError("no finished front is there", where=str(folder), expected="front.json", fix=fix) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"unreadable: {error}", where=str(folder / "front.json")) from error
     return dict(content)
 

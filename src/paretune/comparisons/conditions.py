@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paretune.comparisons.rows import Text
-from paretune.errors import InputError
+from paretune.errors import InputError, as_written
 from paretune.files import write_text
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def read_prefix(directory: Path) -> tuple[Prefix, dict[str, Any]]:
     path = directory / "conditions.json"
     if not path.exists():
         raise InputError("not a conditioned model", where=str(directory), expected="conditions.json beside it")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    kept = {name: content.pop(name) for name in ("template", "words", "decimals")}
-    return Prefix(**kept), content
+    with as_written(path, "a conditioned model's prefix"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kept = {name: content.pop(name) for name in ("template", "words", "decimals")}
+        return Prefix(**kept), content

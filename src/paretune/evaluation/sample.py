@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from paretune.comparisons.control import prompt_ids
 from paretune.comparisons.tokens import pad_id
 from paretune.errors import InputError
 from paretune.policy.reference import frozen
@@ -89,10 +90,7 @@ def sample(
     _check(model, tokenizer, prompts, n, temperature, max_new_tokens, reference)
     if not 0.0 < top_p <= 1.0:
         raise InputError("bad top_p", expected="a number in (0, 1]", found=top_p)
-    encoded = [
-        list(tokenizer(prompt, truncation=False)["input_ids"]) if isinstance(prompt, str) else list(prompt)
-        for prompt in prompts
-    ]
+    encoded = [prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
     if (empty := next((i for i, ids in enumerate(encoded) if not ids), None)) is not None:
         raise InputError("a prompt without tokens", where=f"prompt {empty}")
     uniform = _uniform(len(prompts), n, max_new_tokens, seed)

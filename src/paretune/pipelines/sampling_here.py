@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from paretune.comparisons.control import prompt_ids
 from paretune.comparisons.rows import Text
 from paretune.errors import InputError
 from paretune.pipelines.sampling import Drawn, Progress, PromptRow, ResponseFile, SamplingSettings, tidy
@@ -56,15 +57,24 @@ def sample_here(
         )
         finished = []
         for i, tokens, cut in zip(chosen, drawn.tokens, drawn.cut.tolist(), strict=True):
-            texts = [
-                str(tokenizer.decode(ids[:-1] if ids[-1] in final else ids, skip_special_tokens=True)) for ids in tokens
-            ]
+            before = encoded[i] if isinstance(rows[i].prompt, str) else []
+            texts = [continuation(tokenizer, before, ids[:-1] if ids[-1] in final else ids) for ids in tokens]
             responses = [Drawn(text, one) for text, one in zip(texts, cut, strict=True)]
             if rows[i].key not in file.finished:
                 finished.append((rows[i], tidy(responses, settings, counts)))
         file.add(finished)
         progress.at()
     return counts
+
+
+def continuation(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The tokens as text that goes on after `before`.
+
+    Tokenizers of SentencePiece and of whole words drop the space before a text's first word. Put after a prompt that
+    ends in a word, such a response would be other tokens than were drawn.
+    """
+    head, whole = (str(tokenizer.decode(some, skip_special_tokens=True)) for some in (before, [*before, *ids]))
+    return whole.removeprefix(head) if whole.startswith(head) else str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def ends_of(model: Any) -> list[int]:
@@ -76,17 +86,14 @@ def ends_of(model: Any) -> list[int]:
 def encode_prompt(tokenizer: Any, prompt: Text, settings: SamplingSettings) -> list[int]:
     """The tokens that a response follows; messages go through the chat template."""
     if isinstance(prompt, str):
-        return list(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+        return prompt_ids(tokenizer, prompt)
     try:
         tokenizer.get_chat_template()
-        ids = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, return_dict=False, **(settings.template_options or {})
-        )
+        return prompt_ids(tokenizer, prompt, **(settings.template_options or {}))
     except Exception as error:  # templates raise what Jinja raises
         first = (str(error).splitlines() or [type(error).__name__])[0]
         fix = "Use the instruct model, or plain prompts."
         raise InputError("the chat template does not apply", where=settings.model, found=first, fix=fix) from error
-    return list(ids)
 
 
 def check_lengths(model: Any, encoded: Sequence[Sequence[int]], settings: SamplingSettings) -> None:

@@ -65,7 +65,7 @@ class AnswerStore:
                 some = keys[start : start + _ASKED_AT_ONCE]
                 marks = ",".join("?" * len(some))
                 rows = self._connection.execute(f"SELECT key, value FROM answers WHERE key IN ({marks})", list(some))
-                found.update((key, math.nan if value is None else value) for key, value in rows)
+                found.update((key, math.nan if value is None else float(value)) for key, value in rows)
         return found
 
     def keep(self, answers: Mapping[bytes, float]) -> None:
@@ -79,7 +79,7 @@ class AnswerStore:
     def _said(self) -> Iterator[Any]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             if is_full(error):
                 raise disk_full(error, self.path) from error
             fix = "Name another file with --cache, or remove this one: its answers are then asked for again."

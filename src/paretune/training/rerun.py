@@ -25,7 +25,9 @@ def read_record(path: str) -> dict[str, Any]:
         record = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read a run's record: {error}", where=f"from {path}") from error
-    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("config", "settings")):
+    if not isinstance(record, dict) or not all(
+        isinstance(value, dict) for value in (record.get("config"), record.get("settings"), record.get("method") or {})
+    ):
         fix = "Give the run.json of a run that began to train."
         raise InputError("not a run's record", where=f"from {path}", expected="its config and settings", fix=fix)
     return record

@@ -122,16 +122,21 @@ def run_record(path: Path) -> dict[str, Any]:
     """The run.json of a directory; empty where there is none that can be read."""
     try:
         content = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    mappings = ("settings", "config", "data", "method", "decided", "final")
+    whole = isinstance(content, dict) and all(isinstance(content.get(key, {}), dict) for key in mappings)
+    return content if whole else {}
 
 
 def check_same_data(record: dict[str, Any], output_dir: str) -> None:
     """Raises InputError where the training data is not what the run began with: its steps would be other ones."""
 
     def fingerprint(content: dict[str, Any]) -> Any:
-        return content.get("data", {}).get("train", {}).get("rows", {}).get("fingerprint")
+        found: Any = content.get("data")
+        for key in ("train", "rows", "fingerprint"):
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
 
     before = fingerprint(run_record(Path(output_dir)))
     if before is not None and before != fingerprint(record):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from paretune.errors import InputError
+from paretune.errors import SHAPES, InputError
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,11 @@ def load_run(path: Path, name: str) -> Run:
     try:
         objectives = tuple(str(o["name"]) for o in record["objectives"])
         weights = {str(o["name"]): float(o["weight"]) for o in record["objectives"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except SHAPES as error:
         raise InputError("no objectives with names and weights", where=str(path / "run.json")) from error
+    _check_shapes(record, path / "run.json")
+    if not all(map(math.isfinite, weights.values())) or len(weights) < len(objectives):
+        raise InputError("objectives without weights, or twice", where=str(path / "run.json"), found=str(weights))
     config = record.get("config") or {}
     return Run(
         name=name,
@@ -128,6 +131,26 @@ def load_run(path: Path, name: str) -> Run:
         record=record,
         history=_history(path / "history.jsonl"),
     )
+
+
+def _check_shapes(record: Mapping[str, Any], where: Path) -> None:
+    for key, kind in _SHAPES.items():
+        value: Any = record
+        for step in key.split("."):
+            value = value.get(step)
+            if value is None:
+                break
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise InputError(
+                f"{key} of another kind", where=str(where), expected=f"a {kind.__name__}", found=str(value)[:80]
+            )
+
+
+_SHAPES: dict[str, type] = {
+    **dict.fromkeys(("config", "settings", "data", "data.eval", "data.eval.rows", "data.eval.tokens"), dict),
+    **dict.fromkeys(("final", "versions", "method", "decided", "in_memory"), dict),
+    **{"notices": list, "seed": int, "status": str, "ended": str},
+}
 
 
 def load_demo(path: Path, name: str = "result.json") -> Demo:
@@ -144,7 +167,7 @@ def load_demo(path: Path, name: str = "result.json") -> Demo:
     facts = {key: value for key, value in result.items() if key != "worlds"}
     try:
         return Demo(str(path), [_world(world, path) for world in worlds], facts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except SHAPES as error:
         problem = f"not a result as the {what} writes it ({type(error).__name__}: {error})"
         raise InputError(problem, where=str(path / name), fix=again) from error
 
@@ -261,7 +284,7 @@ def _world(world: Mapping[str, Any], root: Path) -> World:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"unreadable: {error}", where=str(path)) from error
     if not isinstance(content, dict):
         raise InputError("not a JSON object", where=str(path))
@@ -270,10 +293,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _history(path: Path) -> list[dict[str, Any]]:
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # the line that was being written when the run was killed
+        except (ValueError, RecursionError):  # the line that was being written when the run was killed
             continue
         if isinstance(entry, dict):
             lines.append(entry)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from paretune.errors import InputError
+from paretune.errors import SHAPES, InputError
 from paretune.objectives import Objective, as_dicts
 from paretune.pipelines.methods import find_method
 from paretune.sandbox.language import BASE_STEPS
@@ -283,7 +283,7 @@ def finished(folder: Path, cell: Cell) -> dict[str, Any] | None:
     """What a finished cell left; None where it is not finished."""
     try:
         content = json.loads((folder / cell.folder / "cell.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and content.get("digest") == cell.digest else None
 
@@ -299,9 +299,9 @@ def superseded(folder: Path, cells: Sequence[Cell]) -> list[str]:
             continue
         try:
             before = json.loads((Path(entry.path) / "cell.json").read_text(encoding="utf-8"))["meaning"]
-        except (OSError, ValueError, KeyError):
+            what = ", ".join(_changes(before, dict(cell.meaning))) or "what it needs"
+        except (OSError, *SHAPES):
             continue
-        what = ", ".join(_changes(before, dict(cell.meaning))) or "what it needs"
         counts[what] = counts.get(what, 0) + 1
     return [
         f"{n} finished {'cell' if n == 1 else 'cells'} of other settings not used: {what}" for what, n in counts.items()

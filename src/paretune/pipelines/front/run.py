@@ -153,11 +153,13 @@ def _log(place: Path, event: dict[str, Any]) -> None:
 def attempts(place: Path) -> list[dict[str, Any]]:
     """Every start of a cell and how it ended."""
     path, found = place / "attempts.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:  # the line that was being written when the command was killed
+            entry = json.loads(line)
+        except (ValueError, RecursionError):  # the line that was being written when the command was killed
             continue
+        if isinstance(entry, dict) and "event" in entry:
+            found.append(entry)
     return found
 
 

@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from paretune.comparisons.control import prompt_ids
 from paretune.comparisons.formats import read_comparisons
 from paretune.comparisons.rows import BadRow, group_of, split_groups
 from paretune.comparisons.sources import list_sources, open_source
@@ -66,8 +67,9 @@ def score_policy(plan: Plan, outcome: Outcome, base: str, seed: int) -> dict[str
     found: dict[str, Any] = {"temperatures": {}, "kl": None}
     for temperature in plan.temperatures:
         asked = held_out_prompts(plan, outcome.tokenizer)
-        prepared = [_as_text(outcome.prepare(prompt), outcome.tokenizer) for prompt in asked.given]
-        refers = temperature == 1.0 and prepared == asked.texts  # the base knows nothing of words put before a prompt
+        given = [outcome.prepare(prompt) for prompt in asked.given]
+        prepared = [prompt_ids(outcome.tokenizer, prompt) for prompt in given]
+        refers = temperature == 1.0 and given == asked.given  # the base knows nothing of words put before a prompt
         reference = reference_of(plan, outcome.model, base) if refers else None
         samples = sample(
             outcome.model, outcome.tokenizer, prepared, plan.scoring.eval_samples,

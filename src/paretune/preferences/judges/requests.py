@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from paretune.errors import SHAPES
 from paretune.preferences.judges.protocols import Protocol, Question
 from paretune.preferences.judges.reading import Token
 from paretune.preferences.judges.spending import Cost
@@ -101,21 +102,30 @@ def dearest_cost(body: Mapping[str, Any], question: Question) -> Cost:
 
 
 def reply_of(reply: Any, api: str) -> tuple[str, list[Token] | None]:
-    """A reply's text and its tokens; None without log-probabilities.
+    """A reply's text and its tokens; None without log-probabilities, or with some that are none.
 
     Raises:
         ValueError: no reply in it.
     """
-    choices = getattr(reply, "choices", None)
-    if not choices:
-        raise ValueError("an answer without choices")
-    if api == "completions":
-        text, given = choices[0].text, choices[0].logprobs
-        if given is None or not given.top_logprobs or not given.tokens:
-            return text or "", None
-        pairs = zip(given.tokens, given.top_logprobs, strict=False)
-        return text or "", [Token(token, dict(top or {})) for token, top in pairs if top]
-    message, given = choices[0].message, choices[0].logprobs
+    try:
+        text, tokens = _of_completion(reply) if api == "completions" else _of_chat(reply)
+    except SHAPES as error:  # the client hands on whatever JSON the server sent
+        raise ValueError(f"an answer of another shape: {type(error).__name__}") from error
+    if not isinstance(text, str):
+        raise ValueError("an answer that is no text")
+    return text, tokens if tokens and all(map(_is_token, tokens)) else None
+
+
+def _of_completion(reply: Any) -> tuple[Any, list[Token] | None]:
+    text, given = reply.choices[0].text, reply.choices[0].logprobs
+    if given is None or not given.top_logprobs or not given.tokens:
+        return text or "", None
+    pairs = zip(given.tokens, given.top_logprobs, strict=False)
+    return text or "", [Token(token, dict(top or {})) for token, top in pairs if top]
+
+
+def _of_chat(reply: Any) -> tuple[Any, list[Token] | None]:
+    message, given = reply.choices[0].message, reply.choices[0].logprobs
     content = getattr(given, "content", None)
     if not content or not content[0].top_logprobs:
         return message.content or "", None
@@ -124,11 +134,20 @@ def reply_of(reply: Any, api: str) -> tuple[str, list[Token] | None]:
     ]
 
 
+def _is_token(token: Token) -> bool:
+    """Texts, and log-probabilities: none is above 0, but for rounding."""
+    numbers = all(isinstance(p, int | float) and not math.isnan(p) and p < 1e-3 for p in token.top.values())
+    return numbers and all(isinstance(text, str) for text in (token.text, *token.top))
+
+
 def cost_of(reply: Any, dearest: Cost) -> Cost:
+    """What a request cost by the server's own counts; the dearest where it gives none that are counts."""
     usage = getattr(reply, "usage", None)
-    if usage is None or usage.prompt_tokens is None:
+    asked, written = (getattr(usage, key, None) for key in ("prompt_tokens", "completion_tokens"))
+    written = 0 if written is None else written
+    if not all(isinstance(count, int) and 0 <= count < 1 << 40 for count in (asked, written)):
         return dearest
-    return Cost(1, int(usage.prompt_tokens), int(usage.completion_tokens or 0))
+    return Cost(1, asked, written)
 
 
 def outcome_of(error: Exception, secret: str) -> Stop | tuple[Failed, float | None, bool]:

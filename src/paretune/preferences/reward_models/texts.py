@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from paretune.comparisons.control import chat_ids
 from paretune.comparisons.rows import Message, Text
 from paretune.comparisons.tokens import common_prefix
 from paretune.errors import InputError
@@ -114,17 +115,17 @@ def _chats(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], response
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, chat: list[Message], *, generation: bool) -> list[int]:
     try:
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
+        return chat_ids(tokenizer, chat, generation=generation)  # the template writes its own special tokens
     except (TemplateError, ValueError, TypeError) as error:
         roles = ", ".join(message["role"] for message in chat)
         raise InputError(f"the chat template refuses this conversation: {error}", found=f"roles {roles}") from error
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # it writes its own
 
 
 def _joined(tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str]) -> list[Encoded]:
     wholes = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-    ids = tokenizer(wholes, verbose=False)["input_ids"]
-    alone = tokenizer(prompts, verbose=False)["input_ids"]
+    ids, alone = (
+        tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"] for texts in (wholes, prompts)
+    )
     eos = tokenizer.eos_token_id
     found = []
     for whole, prompt, response in zip(ids, alone, responses, strict=True):
@@ -136,7 +137,7 @@ def _joined(tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: l
 
 
 def _pairs(tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str]) -> list[Encoded]:
-    encoded = tokenizer(prompts, responses, verbose=False)
+    encoded = tokenizer(prompts, responses, split_special_tokens=True, verbose=False)
     segments = encoded.get("token_type_ids")
     found = []
     for i, ids in enumerate(encoded["input_ids"]):
