@@ -147,7 +147,9 @@ def _trained(folder: Path) -> Any:
     lines = [_timeless(json.loads(line), folder) for line in (run / "history.jsonl").read_text().splitlines()]
     final = {key: value for key, value in record["final"].items() if key.startswith("eval_")}
     logged = [line for line in lines if "train_loss" not in line]  # a mean over the process's own steps
-    return {"status": record["status"], "final": final, "history": logged, "weights": _weights(run)}
+    left = sorted(str(path.relative_to(run)) for path in run.rglob("*") if "checkpoint-" not in str(path))
+    told = {"status": record["status"], "final": final, "history": logged}
+    return {**told, "weights": _weights(run), "files": left}
 
 
 def _compared(folder: Path) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import platform
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,10 +131,19 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         raise ValueError
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.txt"]
     assert (tmp_path / "a" / "x.txt").read_text() == "first"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    machine = platform.node().replace(".", "-")
+    (tmp_path / "a" / f".{machine}.{dead.pid}.part").mkdir()  # as killed processes leave them
+    (tmp_path / "a" / f".y.txt.{machine}.{dead.pid}.part").touch()
+    others = {f".{machine}.{os.getppid()}.part", f".elsewhere.{dead.pid}.part"}
+    for name in others:
+        (tmp_path / "a" / name).touch()
     with whole_files(tmp_path / "a") as aside:
         (aside / "sub").mkdir()
         (aside / "sub" / "y.txt").write_text("second")
     assert (tmp_path / "a" / "sub" / "y.txt").read_text() == "second" and (tmp_path / "a" / "x.txt").exists()
+    assert {path.name for path in (tmp_path / "a").glob(".*")} == others, "what nobody writes any more is removed"
 
 
 def test_the_neighbour_is_on_the_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -84,10 +85,11 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         DiskFullError: there is no room.
     """
     path = Path(path)
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}.part")
+    neighbour = path.with_name(f".{path.name}{_own()}")
     with said_if_full(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_over(path.parent)
             yield neighbour
             flush(neighbour)
             neighbour.replace(path)
@@ -118,11 +120,12 @@ def whole_files(folder: Path | str) -> Iterator[Path]:
         DiskFullError: there is no room.
     """
     folder = Path(folder)
-    beside = folder / f".{os.getpid()}.part"
+    beside = folder / _own()
     with said_if_full(folder):
         try:
             shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed and had the same number
             beside.mkdir(parents=True)
+            _remove_left_over(folder)
             yield beside
             flush_tree(beside)
             for path in sorted(beside.rglob("*")):
@@ -133,6 +136,33 @@ def whole_files(folder: Path | str) -> Iterator[Path]:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         flush(folder)
+
+
+def _own() -> str:
+    """What the names of this process's neighbours end in: machine and number, since several may share a disk."""
+    return f".{platform.node().replace('.', '-')}.{os.getpid()}.part"
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Neighbours of this machine's processes that were killed: a model's may be large."""
+    ours = _own().split(".")[1]
+    for path in folder.glob(".*.part"):
+        *_, machine, number, _ = path.name.split(".")
+        if machine == ours and number.isdigit() and not _alive(int(number)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def flush_tree(folder: Path) -> None:

@@ -63,6 +63,8 @@ class WholeTrainer(Trainer):
             wrong = flaw(Path(resume_from_checkpoint), contents=False)
             if wrong is not None:
                 raise InputError(f"nothing can go on from this checkpoint: {wrong}", where=str(resume_from_checkpoint))
+        if self.args.should_save:
+            shutil.rmtree(self._run / UNFINISHED, ignore_errors=True)  # of a process that was killed
         with self.interruption.listening():
             return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
