@@ -19,6 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretune.pipelines.sampling import Drawn, SamplingSettings, open_responses, tidy
+from paretune.pipelines.sampling_here import continuation
+from paretune.sandbox import WORLDS
+from paretune.sandbox.language import made_tokenizer
 from tests.cli.made import paretune, save_model, text, write_jsonl
 from tests.preferences.judges.made import judge_model
 from tests.servers_made import ModelServer, serving
@@ -278,3 +281,12 @@ def test_the_key_comes_from_the_environment_and_is_shown_nowhere(
         assert "another" not in server.headers[-1]["authorization"]
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes(), path
+
+
+def test_what_was_drawn_after_a_plain_prompt_is_the_same_tokens_when_it_is_read_again() -> None:
+    words = made_tokenizer(WORLDS["safety"])  # its decoder knows no space before the first word
+    prompt, drawn = "clean pipe . steps :", "grab spoon . no ."
+    before, ids = (words(text)["input_ids"] for text in (prompt, drawn))
+    said = continuation(words, before, ids)
+    assert words(prompt + said)["input_ids"] == [*before, *ids] and said.strip() == drawn
+    assert continuation(words, [], ids) == drawn, "messages have a template between them"
