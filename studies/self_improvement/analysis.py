@@ -18,8 +18,8 @@ PART_NAMES = ("judge", "true", "wrong-25", "wrong-50", "paraphrased", "front")
 CORNER = (0.0, -1.0)  # of hypervolumes: nothing told, everything wrong; the best of all worlds has volume 1
 FRONTS = ("raco", "linear", "overall")
 ENOUGH = 10  # seeds for a verdict
-MORE = "sft more 0.0005"
-MORE_RATES = ("0.00025", "0.0005", "0.001")
+MORE = "sft more 0.00025"
+MORE_RATES = ("0.000125", "0.00025", "0.0005")
 Seed = dict[str, Any]  # part -> cell
 
 

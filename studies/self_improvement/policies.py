@@ -40,7 +40,7 @@ class Policies:
     steps: int = 40
     batch: int = 32  # comparisons; twice as many responses where more SFT is the arm
     align_rate: float = 2e-4
-    more_rates: tuple[float, ...] = (5e-4, 2.5e-4, 1e-3)  # the first for references of any quality
+    more_rates: tuple[float, ...] = (2.5e-4, 1.25e-4, 5e-4)  # the first for references of any quality
     beta: float = 0.1
     c: float = 0.4
     eval_draws: Mapping[str, int] = field(default_factory=lambda: {"held out": 16, "train": 4})  # per creature
