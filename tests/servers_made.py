@@ -43,6 +43,7 @@ FAULTS = {
     "cut": "half of the body, then the connection closes",
     "no_logprobs": "an answer without log-probabilities",
     "empty": "an answer without choices",
+    "null": "null where the choices should be",
     "one": "one choice, whatever n says, as some servers do",
     "slow": "the answer in many pieces over `stall` seconds",
 }
@@ -264,8 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(400, _error(str(error)))
         if fault == "no_logprobs":
             answer["choices"] = [{**choice, "logprobs": None} for choice in answer["choices"]]
-        if fault == "empty":
-            answer["choices"] = []
+        if fault in ("empty", "null"):
+            answer["choices"] = [] if fault == "empty" else None
         if body.get("stream"):
             return self._stream(answer, slow=fault == "slow")
         content = json.dumps(answer).encode()

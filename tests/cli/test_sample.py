@@ -233,7 +233,7 @@ def test_a_server_that_fails_loses_no_finished_work(
 def test_killed_under_every_fault_it_ends_as_if_nothing_had_happened(served: tuple[Any, Any], tmp_path: Path) -> None:
     """Two real processes are killed in the middle; of what was answered, only what was in the air is asked again."""
     data, kills = write_jsonl(tmp_path / "p.jsonl", prompts(24)), 0
-    faults = ["ok", "ok", "429", "ok", "500", "truncated", "ok", "cut", "ok", "empty", "503", "slow", "ok"]
+    faults = ["ok", "ok", "429", "ok", "500", "truncated", "ok", "cut", "ok", "empty", "503", "slow", "null"]
     whole, out = tmp_path / "whole.jsonl", tmp_path / "r.jsonl"
     with serving(*served) as server:
         words = ["sample", "--model", "tiny", "--server", server.url, "--prompts", data, "--n", "2"]

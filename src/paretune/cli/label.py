@@ -164,7 +164,7 @@ def _summary(report: Mapping[str, Any], out: str, beside: str) -> str:
     if agree:
         lines += [table(["objectives", "pairs", "agree"], agree), ""]
     lines += [f"{count:,} {what}" for what, count in report["counts"].items() if count]
-    names = list(report["objectives"])
+    names = [name for name, figures in report["objectives"].items() if figures["labels"]]
     objectives = ", ".join(f"{name}: {1 / len(names):.2g}" for name in names)
     return "\n".join(
         [

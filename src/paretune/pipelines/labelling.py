@@ -205,12 +205,18 @@ def _source_figures(heard: Heard) -> dict[str, Any]:
     return figures
 
 
+# what judges count of answers that they did not get
+_WHY_FAILED = ("too_long", "without reference", "unreadable", "failed requests")
+
+
 def _warnings(report: LabelReport) -> list[str]:
     warnings = []
     for name, figures in report.sources.items():
         total = figures["asked"] + figures["found"]
         if figures["failed"]:
-            warnings.append(f"{name}: {figures['failed']} of {total} answers failed: missing labels, not votes.")
+            why = ", ".join(f"{count:g} {what}" for what, count in figures["usage"].items() if what in _WHY_FAILED)
+            known = f" ({why})" if why else ""
+            warnings.append(f"{name}: {figures['failed']} of {total} answers failed{known}: missing labels, not votes.")
         excess = figures.get("first_slot_excess")
         if excess is not None and abs(excess) > 0.1:
             slot = "first" if excess > 0 else "second"

@@ -183,19 +183,29 @@ class _Session:
             "seed": (row.seed(settings.seed) + before) % (1 << 31),
         }
         if isinstance(row.prompt, str):
-            choices = (await self.client.completions.create(prompt=row.prompt, **options)).choices
-            texts = [choice.text for choice in choices]
+            reply: Any = await self.client.completions.create(prompt=row.prompt, **options)
         else:
             if settings.template_options:
                 options["extra_body"] = {"chat_template_kwargs": dict(settings.template_options)}
             messages: Any = row.prompt
-            choices = (await self.client.chat.completions.create(messages=messages, **options)).choices
-            texts = [choice.message.content for choice in choices]
-        if not texts:
-            raise ValueError("an answer without choices")
-        return [
-            Drawn(text or "", choice.finish_reason == "length") for choice, text in zip(choices, texts, strict=True)
-        ]
+            reply = await self.client.chat.completions.create(messages=messages, **options)
+        return _drawn(reply, chat=not isinstance(row.prompt, str))
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
+
+
+def _drawn(reply: Any, *, chat: bool) -> list[Drawn]:
+    """The choices of an answer.
+
+    Raises:
+        ValueError: there is none, or none of the shape of one; the client hands on whatever JSON the server sent.
+    """
+    try:
+        texts = [choice.message.content if chat else choice.text for choice in reply.choices]
+        cut = [choice.finish_reason == "length" for choice in reply.choices]
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"an answer of another shape: {error}") from error
+    if not texts or not all(text is None or isinstance(text, str) for text in texts):
+        raise ValueError("an answer without text")
+    return [Drawn(text or "", one) for text, one in zip(texts, cut, strict=True)]
