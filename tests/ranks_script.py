@@ -1,10 +1,10 @@
 """What every rank of `tests/training/test_ranks.py` runs: one launch, many checks, because importing costs the most.
 
 torchrun starts two processes as two machines of one rank each. Each forks a second one before anything has computed:
-the two of torchrun train as a world of two, all four as a world of four. What they saw lies in files, one per run and
-rank, which the tests compare.
+the two of torchrun train as a world of two, their children as another one with a sharded model, then all four as a
+world of four. What they saw lies in files, one per run and rank, which the tests compare.
 
-    torchrun --nnodes 2 --nproc-per-node 1 … tests/ranks_script.py FOLDER PORT
+    torchrun --nnodes 2 --nproc-per-node 1 … tests/ranks_script.py FOLDER PORT PORT
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 
 from paretune.errors import DivergedError, InputError
 from paretune.gradients import GradientStack
+from paretune.gradients.shards import is_shard
 from paretune.objectives import Objective
 from paretune.training import trainer as trainer_module
 from paretune.training.combining import StepCombiner
@@ -42,15 +45,19 @@ class Watched(StepCombiner):
         return made
 
 
+def small_trained_model(seed: int) -> Any:
+    return small_model(seed=seed, intermediate_size=47)  # two ranks have shards of different sizes
+
+
 def made(folder: Path, *, seed: int = 0, micro: int, accumulation: int, **changes: Any) -> Any:
     """A trainer on 18 rows, in steps of 8, 8 and 2, which evaluates on 7; `seed` draws the model's weights."""
     SEEN.clear()
     trainer_module.StepCombiner = Watched  # type: ignore[misc]
     options: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "lora": True}
     options["ddp_backend"] = "gloo" if "RANK" in os.environ else None  # the tests make the run of one process
-    options["rows"] = ROWS[:18]
+    options |= {"rows": ROWS[:18], "model": None if "model" in changes else small_trained_model(seed)}
     return small_trainer(
-        folder, eval_dataset=ROWS[18:], model=small_model(seed=seed), objectives=OBJECTIVES,
+        folder, eval_dataset=ROWS[18:], objectives=OBJECTIVES,
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, per_device_eval_batch_size=2,
         **{**options, **changes},
     )  # fmt: skip
@@ -59,8 +66,13 @@ def made(folder: Path, *, seed: int = 0, micro: int, accumulation: int, **change
 def trained(trainer: Any) -> dict[str, Any]:
     """What a whole run saw and left."""
     trainer.train()
-    found = {"steps": list(SEEN), "weights": weights(trainer), "metrics": trainer.evaluate()}
+    found = {"steps": list(SEEN), "weights": of_all(weights(trainer)), "metrics": trainer.evaluate()}
     return {**found, "wrapped": trainer.model_wrapped is not trainer.model, "state": trainer.combiner.state}
+
+
+def of_all(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Whole tensors, of those that lie in shards too."""
+    return {key: value.full_tensor() if is_shard(value) else value for key, value in tensors.items()}
 
 
 def keep(folder: Path, name: str, found: Any) -> None:
@@ -87,10 +99,7 @@ def two_machines(folder: Path) -> None:
     trainer = made(folder / "two", seed=rank, micro=2, accumulation=2)
     keep(folder, "two", trained(trainer))
     keep(folder, "fault", faulty(trainer, rank))
-    try:
-        made(folder / "other", micro=2, accumulation=2, rows=ROWS[rank:])
-    except InputError as error:
-        keep(folder, "other", str(error))
+    keep(folder, "other", refused(folder, small_trained_model(0), rows=ROWS[rank:]))
 
 
 def faulty(trainer: Any, rank: int) -> dict[str, Any]:
@@ -126,14 +135,45 @@ def four(folder: Path) -> None:
     keep(folder, "full", trained(made(folder / "full", seed=rank, micro=2, accumulation=1, **options)))
 
 
+def refused(folder: Path, model: Any, **changes: Any) -> str:
+    try:
+        made(
+            folder / "refused", micro=2, accumulation=2, model=model, lora=False, **{"save_only_model": True, **changes}
+        )
+    except InputError as error:
+        return str(error)
+    return "nothing"
+
+
+def sharded(folder: Path) -> None:
+    """The model of the folder, whose weights lie in shards: under adapters, then trained itself in both ways."""
+
+    def model() -> Any:
+        shards = DistributedConfig(fsdp_size=2)
+        return AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32", distributed_config=shards)
+
+    split = {"micro": 2, "accumulation": 2, "save_only_model": True}
+    keep(folder, "lora in shards", trained(made(folder / "shards", model=model(), **split)))
+    full = {"combiner": "famo", "lora": False, "max_steps": 2, **split}
+    reference = model()
+    keep(folder, "refused", [refused(folder, reference, save_only_model=False), refused(folder, reference)])
+    for mode in ("single_pass", "per_objective"):
+        trainer = made(folder / mode, model=model(), ref_model=reference, gradient_mode=mode, **full)
+        keep(folder, f"{mode} in shards", trained(trainer))
+    trainer.save_model()
+
+
 if __name__ == "__main__":
-    out, port, node = Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
+    out, ports, node = Path(sys.argv[1]), sys.argv[2:], int(os.environ["RANK"])
     torch.set_num_threads(1)
     child = os.fork()
     if child:
         two_machines(out)
-        leave()
-    join(2 * node + (child == 0), 4, port)
+    else:
+        join(node, 2, ports[0])
+        sharded(out)
+    leave()
+    join(2 * node + (child == 0), 4, ports[1])
     four(out)
     leave()
     if child:

@@ -52,6 +52,9 @@ def test_an_adapter_that_is_not_the_identity_keeps_a_copy_as_reference(tmp_path:
         ({"optim": "galore_adamw_layerwise"}, "optim"),
         ({"optim": "lomo"}, "optim"),
         ({"use_liger_kernel": True}, "use_liger_kernel"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed does not work.*in shards"),
+        ({"fsdp": "full_shard"}, "fsdp does not work.*on CPUs there is none"),
+        ({"ddp_find_unused_parameters": False}, "ddp_find_unused_parameters would have no effect"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy"),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant"),
@@ -77,6 +80,14 @@ def test_an_adapter_that_is_not_the_identity_keeps_a_copy_as_reference(tmp_path:
 def test_what_cannot_be_right_is_an_error_at_start(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         small_trainer(tmp_path, **changes)
+
+
+def test_an_engine_of_accelerates_configuration_is_an_error_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="accelerate's configuration: deepspeed does not work"):
+        small_config(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ would then want its (batch-summed) gradient too.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -310,9 +309,8 @@ def _norm(module: nn.Module, own: dict[str, str], current: Pass) -> Callable[[Te
             out = normed * values["weight"]
             return out + values["bias"] if "bias" in values else out
         # the class's own forward, on a shallow copy that holds the row copies in place of the parameters
-        shadow = copy.copy(module)
-        shadow._parameters = {}
-        shadow.__dict__.update(values)
+        shadow = object.__new__(type(module))  # copy.copy would construct a sharded module anew
+        shadow.__dict__.update({**module.__dict__, "_parameters": {}, **values})
         return type(module).forward(shadow, x)
 
     return forward

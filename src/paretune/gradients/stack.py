@@ -12,6 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from paretune.gradients.gram import block_gram, needs_float64
+from paretune.gradients.shards import group_of, is_shard, like_shard, local, scatter_sum
+
+# Where gradients lie, their dtype, and whether they are of shards: one long buffer each.
+Kind = tuple[torch.device, torch.dtype, bool]
 
 # Elements between the starts of parameters are a multiple of this, so that each starts on a cache line.
 _ALIGN = 16
@@ -45,15 +49,15 @@ class GradientStack:
         self.parameters = dict(parameters)
         self.objectives = objectives
         self._dtype, self._device = dtype, device
-        self._kinds: dict[str, tuple[torch.device, torch.dtype]] = {}
+        self._kinds: dict[str, Kind] = {}
         self._starts: dict[str, int] = {}
-        self._sizes: dict[tuple[torch.device, torch.dtype], int] = {}
+        self._sizes: dict[Kind, int] = {}
         for name, parameter in self.parameters.items():
             wide = dtype if parameter.dtype != torch.float64 else torch.float64
-            kind = self._kinds[name] = (device or parameter.device, wide)
+            kind = self._kinds[name] = (device or parameter.device, wide, is_shard(parameter))
             self._starts[name] = self._sizes.get(kind, 0)
-            self._sizes[kind] = self._starts[name] + -(-parameter.numel() // _ALIGN) * _ALIGN
-        self._whole: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+            self._sizes[kind] = self._starts[name] + -(-local(parameter).numel() // _ALIGN) * _ALIGN
+        self._whole: dict[Kind, Tensor] = {}
         self._views: dict[str, Tensor] = {}
         self._written: set[str] = set()
 
@@ -66,7 +70,7 @@ class GradientStack:
             self._whole[kind] = torch.zeros(
                 self.objectives, self._sizes[kind], device=kind[0], dtype=kind[1], pin_memory=on_host
             )
-        self._views[name] = self._whole[kind][:, start : start + self.parameters[name].numel()]
+        self._views[name] = self._whole[kind][:, start : start + local(self.parameters[name]).numel()]
         return self._views[name]
 
     def buffer(self, name: str) -> Tensor:
@@ -79,11 +83,22 @@ class GradientStack:
 
     def receive(self, name: str, write: Callable[[Tensor, bool], None]) -> None:
         """Lets a layer write its contribution to one parameter's m gradients; see `row_layers.Receiver`."""
-        write(self._view(name), name not in self._written)
+        if self._kinds[name][2]:
+            self._receive_shard(name, write)
+        else:
+            write(self._view(name), name not in self._written)
         self._written.add(name)
 
+    def _receive_shard(self, name: str, write: Callable[[Tensor, bool], None]) -> None:
+        """Sums a layer's contribution over ranks at once: what a rank keeps of it is its shard."""
+        parameter, view = self.parameters[name], self._view(name)
+        whole = torch.empty(self.objectives, parameter.numel(), device=parameter.device, dtype=self._kinds[name][1])
+        write(whole, True)
+        mine = scatter_sum(whole, parameter).to(view.device)
+        view.add_(mine) if name in self._written else view.copy_(mine)
+
     def add(self, name: str, objective: int, gradient: Tensor) -> None:
-        """Adds one objective's gradient of one parameter."""
+        """Adds one objective's gradient of one parameter; of a sharded one, this rank's part of the sum over ranks."""
         buffer = self.buffer(name)
         buffer[objective] += gradient.reshape(-1).to(buffer.device)
 
@@ -94,14 +109,17 @@ class GradientStack:
     def reduce(self) -> None:
         """Sums the stack over ranks, in one reduction; without a process group this is the identity.
 
+        Gradients of sharded parameters are sums over ranks already.
+
         Losses are already divided by *global* label counts, so the sum is the global mean's gradient. The Gram must be
         taken after this: a sum of the ranks' Grams is not the Gram of the sum.
         """
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             for name in self.parameters:  # also what this rank did not reach: every rank must take part with all of it
                 self.buffer(name)
-            for whole in self._whole.values():
-                _all_reduce(whole, next(iter(self.parameters.values())).device)
+            for kind, whole in self._whole.items():
+                if not kind[2]:
+                    _all_reduce(whole, next(iter(self.parameters.values())).device)
 
     def alike(self) -> GradientStack:
         """A stack of nothing yet, of the same parameters and objectives, kept in the same way."""
@@ -122,13 +140,13 @@ class GradientStack:
             for mine, part in zip(self._whole[kind].split(_CHUNK, dim=1), theirs.split(_CHUNK, dim=1), strict=True):
                 mine.lerp_(part, share)
 
-    def _settle(self) -> list[Tensor]:
-        """The long buffers, with zeros where nothing was added since `zero_`."""
+    def _settle(self) -> dict[Kind, Tensor]:
+        """The long buffers, with zeros where nothing was added since `zero_`; none where that is all of it."""
         if not self._written:
-            return []
+            return {}
         for name in self.parameters.keys() - self._written:
             self._view(name).zero_()
-        return list(self._whole.values())
+        return self._whole
 
     def gram(self, *, exact: bool = False) -> Tensor:
         """The Gram matrix (m, m) float64 on the CPU: <g_i, g_j>, float32 within blocks and float64 across them.
@@ -143,10 +161,22 @@ class GradientStack:
         if any(kind[0].type == "cpu" for kind in self._whole) and torch.cuda.is_available():
             torch.cuda.synchronize()  # copies to the host under way
         total = torch.zeros(self.objectives, self.objectives, dtype=torch.float64)
-        for whole in self._settle():
-            total += block_gram(whole, exact=exact).cpu()
+        shards = torch.zeros_like(total)
+        for kind, whole in self._settle().items():
+            products = block_gram(whole, exact=exact).cpu()
+            (shards if kind[2] else total).add_(products)
+        total += self._over_shards(shards)
         total = (total + total.T) / 2
         return self.gram(exact=True) if not exact and needs_float64(total) else total
+
+    def _over_shards(self, products: Tensor) -> Tensor:
+        """The sum over ranks of what each has of the Gram of sharded parameters; nothing where there are none."""
+        sharded = next((p for name, p in self.parameters.items() if self._kinds[name][2]), None)
+        if sharded is None:
+            return products
+        there = products.to(sharded.device)
+        dist.all_reduce(there, group=group_of(sharded))
+        return there.cpu()
 
     def write_grad(self, coefficients: Tensor) -> None:
         """Makes sum_i coefficients[i] g_i every parameter's `.grad`; parameters no objective reached get None.
@@ -154,14 +184,15 @@ class GradientStack:
         The first of the m gradients is overwritten by the sum, which `.grad` then is, so the update needs no memory of
         its own: call `zero_` next.
         """
-        for whole in self._settle():
+        for whole in self._settle().values():
             wide = torch.promote_types(whole.dtype, torch.float32)
             mix = coefficients.to(device=whole.device, dtype=wide, non_blocking=True)
             for part in whole.split(_CHUNK, dim=1):
                 part[0] = mix @ part.to(mix.dtype)
         for name, parameter in self.parameters.items():
             if name in self._written:
-                parameter.grad = self._view(name)[0].view_as(parameter).to(parameter)
+                own = local(parameter)
+                parameter.grad = like_shard(self._view(name)[0].view_as(own).to(own), parameter)
             else:
                 parameter.grad = None
 

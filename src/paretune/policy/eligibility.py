@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from paretune.comparisons.batches import Layout, collate, to_device
 from paretune.policy.attention import ATTENTION_NAME, base_model, shared_inputs, use_paretune_attention
+from paretune.policy.sharding import within_forward
 
 _LAYERS = {"full_attention", "sliding_attention"}
 
@@ -173,7 +174,8 @@ def backbone(base: PreTrainedModel) -> nn.Module:
 def _hidden(base: PreTrainedModel, inputs: dict[str, Any], batch: dict[str, Any]) -> Tensor:
     """(entries, D) float64: states at the scored entries, side a of all rows first, in an order both layouts share."""
     names = ("input_ids", "position_ids", "attention_mask", "use_cache", "paretune_blocks")
-    states = backbone(base)(**{name: inputs[name] for name in names if name in inputs}).last_hidden_state
+    given = {name: inputs[name] for name in names if name in inputs}
+    states = within_forward(base, lambda: backbone(base)(**given).last_hidden_state)
     picked = states.gather(1, batch["score_positions"][..., None].expand(-1, -1, states.shape[-1]))
     return torch.cat([picked[batch["score_a"]], picked[batch["score_b"]]]).double()
 

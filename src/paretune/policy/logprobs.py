@@ -21,6 +21,7 @@ from paretune.errors import InputError
 from paretune.policy.attention import base_model, flat_inputs, shared_inputs, use_paretune_attention
 from paretune.policy.eligibility import backbone, coarsest_eps, evaluating, made_batch, shared_layout_reason
 from paretune.policy.mixed import MixedPolicy
+from paretune.policy.sharding import is_sharded, put_back, within_forward
 
 # Bytes of float32 logits that exist at once.
 _LOGITS_BYTES = 256 << 20
@@ -124,18 +125,27 @@ def token_logprobs(model: nn.Module, batch: dict[str, Any], *, own_head: bool) -
     inputs = shared_inputs(batch) if "block_widths" in batch else flat_inputs(batch)
     positions, targets = batch["score_positions"], batch["score_targets"]
     if not own_head:
-        return _through_forward(base, inputs, positions, targets)
-    states = backbone(base)(**inputs).last_hidden_state
-    picked = states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
-    return _through_head(base, picked, targets)
+        found = _through_forward(base, inputs, positions, targets)
+        put_back(base)
+        return found
+
+    def through_parts() -> Tensor:
+        states = backbone(base)(**inputs).last_hidden_state
+        picked = states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
+        return _through_head(base, picked, targets).clone()  # not a view, which FSDP2 warns of
+
+    return within_forward(base, through_parts)
 
 
 def _through_head(base: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
-    """(R, K, D), (R, K) -> (R, K): in pieces along K, so that the logits of one piece stay within the bound."""
+    """(R, K, D), (R, K) -> (R, K): in pieces along K, so that the logits of one piece stay within the bound.
+
+    A sharded model's head gathers its weights once per forward pass, so it is called once, with all entries.
+    """
     rows, entries = targets.shape
     vocabulary = base.config.get_text_config().vocab_size
     piece = max(1, _LOGITS_BYTES // (4 * rows * vocabulary))
-    if piece >= entries:
+    if piece >= entries or is_sharded(base):
         return _head_piece(base, states, targets)
     run = _head_piece
     if torch.is_grad_enabled():

@@ -31,8 +31,6 @@ def check_arguments(args: TrainingArguments) -> None:
             "Give soft preferences.",
         ),
         (any(k in str(args.optim).lower() for k in ("layerwise", "lomo")), "optim", _ONE_BY_ONE, "Choose adamw_torch."),
-        (bool(args.deepspeed), "deepspeed", "its engine owns gradients", "Run with torchrun (plain data parallel)."),
-        (bool(args.fsdp), "fsdp", "sharded gradients are not combined yet", "Run with torchrun (plain data parallel)."),
         (args.use_liger_kernel, "use_liger_kernel", "a fused loss hides the log-probabilities", "Leave it out."),
         (args.torch_compile, "torch_compile", "compiled layers do not give gradients per row", "Leave it out."),
         (
@@ -47,7 +45,10 @@ def check_arguments(args: TrainingArguments) -> None:
     for wrong, name, reason, fix in refused:
         if wrong:
             raise InputError(f"{name} does not work with several objectives: {reason}", fix=fix)
-    for changed, name, reason in _loader_settings(args):
+    wrapper = "the model is not wrapped in DDP: the m gradients are summed by one reduction of ours"
+    no_wrapper = ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
+    ddp = [(getattr(args, f"ddp_{name}") is not None, f"ddp_{name}", wrapper) for name in no_wrapper]
+    for changed, name, reason in [*_loader_settings(args), *ddp]:
         if changed:
             raise InputError(f"{name} would have no effect: {reason}", fix="Leave it out.")
     later = getattr(args, "activation_checkpointing_kwargs", None)  # transformers 5.23 has it, 5.17 not yet

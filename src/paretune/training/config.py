@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +102,7 @@ class RACOConfig(RunArguments):
     )
 
     def __post_init__(self) -> None:
+        check_engines(self.deepspeed, self.fsdp)
         for name, (low, high) in {"c": (0.0, 1.0), "beta": (0.0, math.inf), "tau": (0.0, 1.0)}.items():
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -153,3 +155,23 @@ class RACOConfig(RunArguments):
     def options_of_combiner(self) -> dict[str, Any]:
         """The options that this combiner is called with, by name."""
         return {**self._own_options(), **self.combiner_options}
+
+
+def check_engines(deepspeed: Any, fsdp: Any) -> None:
+    """Raises InputError for engines that own gradients, asked for here or by the configuration of `accelerate launch`.
+
+    Args:
+        deepspeed, fsdp: of the arguments.
+    """
+    shards = "load a model that is too large in shards (docs/training.md)"
+    plain = f"Start plain processes (torchrun, or accelerate launch without it), and {shards}."
+    engines = {
+        "deepspeed": (deepspeed, "DEEPSPEED", "its engine owns gradients", plain),
+        "fsdp": (fsdp, "FSDP", "its wrapper is made for one loss, and on CPUs there is none", f"Instead, {shards}."),
+        "Megatron-LM": (None, "MEGATRON_LM", "its engine owns gradients", plain),
+    }
+    for name, (asked, variable, reason, fix) in engines.items():
+        by_launcher = os.environ.get(f"ACCELERATE_USE_{variable}", "false").lower() in ("true", "1")
+        if asked or by_launcher:
+            where = "" if asked else "accelerate's configuration"
+            raise InputError(f"{name} does not work with several objectives: {reason}", where=where, fix=fix)

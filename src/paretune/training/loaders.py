@@ -13,7 +13,7 @@ from paretune.comparisons.batches import Layout, collate
 from paretune.comparisons.lengths import batches_by_length, extents, part_lengths, rank_share
 from paretune.training.config import RACOConfig
 from paretune.training.data import TokenizedData
-from paretune.training.sampler import StepDataset, StepLoader, StepSampler
+from paretune.training.sampler import StepDataset, StepLoader, StepSampler, unlabelled
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -52,9 +52,18 @@ def train_loader(
     )
 
 
-def eval_loader(dataset: StepDataset, layout: Layout, collate: Collate, args: RACOConfig) -> DataLoader:
-    """This rank's share of the rows, each once, those of one length together."""
+def eval_loader(
+    dataset: StepDataset, layout: Layout, collate: Collate, args: RACOConfig, *, filled: bool = False
+) -> DataLoader:
+    """This rank's share of the rows, each once, those of one length together.
+
+    Args:
+        filled: a rank whose share is a batch short gets one row without labels: ranks of a sharded model take every
+            forward pass together.
+    """
     taken = extents(part_lengths(dataset.rows), layout)
     batches = batches_by_length(taken, args.eval_batch_size, args.world_size)
-    share = [batch.tolist() for batch in rank_share(batches, args.process_index, args.world_size) if len(batch)]
+    filler = [unlabelled(int(taken.sum(axis=1).argmin()))] if filled else []
+    share = [batch.tolist() or filler for batch in rank_share(batches, args.process_index, args.world_size)]
+    share = [batch for batch in share if batch]
     return DataLoader(dataset, batch_sampler=share, collate_fn=collate)

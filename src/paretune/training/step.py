@@ -16,6 +16,7 @@ from paretune.gradients import (
     RowAxisLost,
     RowBasis,
     RowLayers,
+    joined,
     per_objective,
     single_pass,
     trainable_parameters,
@@ -24,6 +25,7 @@ from paretune.losses import BatchLosses, LogProbs, batch_losses
 from paretune.objectives import Objective
 from paretune.policy.logprobs import ResponseLogprobs, Scorer, response_logprobs
 from paretune.policy.reference import Reference, reference_logprobs
+from paretune.policy.sharding import several_passes
 from paretune.training.config import RACOConfig
 
 
@@ -131,7 +133,8 @@ def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs], 
         scores = _with_one_seed(score)
         losses = _made_losses(scores)
         stack = GradientStack(parameters, 1)
-        differentiate(scores, losses, stack, layers)
+        with several_passes(model):
+            differentiate(scores, losses, stack, layers)
     except RowAxisLost as error:
         return str(error)
     except RuntimeError as error:
@@ -139,12 +142,10 @@ def single_pass_reason(model: nn.Module, score: Callable[[], ResponseLogprobs], 
     finally:
         layers.restore()
     plain = GradientStack(parameters, 1)
-    differentiate_each(_with_one_seed(score), losses, plain)
-    wrong = size = 0.0
-    for name in parameters:
-        truth = plain.buffer(name).double()
-        wrong += float((stack.buffer(name).double() - truth).square().sum())
-        size += float(truth.square().sum())
+    with several_passes(model):
+        differentiate_each(_with_one_seed(score), losses, plain)
+    (own, mixed), (_, size) = joined([stack, plain]).gram(exact=True).tolist()  # over the ranks of a sharded model
+    wrong = max(own - 2.0 * mixed + size, 0.0)
     half = half or any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters())  # so 4-bit ones
     tolerance = 0.1 if half else 1e-3  # loose: it tells a wrong gradient from a rounded one, the tests tell how exact
     if not wrong <= tolerance**2 * size:

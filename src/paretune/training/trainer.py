@@ -11,7 +11,6 @@ It computes nothing that a pure function of those rooms could. One optimizer ste
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ from paretune.policy.eligibility import made_batch
 from paretune.policy.loading import load_policy, load_tokenizer, prepare_policy
 from paretune.policy.logprobs import prepare_scorer
 from paretune.policy.reference import Reference, choose_reference, frozen
-from paretune.training.checkpoints import WholeTrainer
+from paretune.policy.sharding import is_sharded, several_passes
 from paretune.training.checks import check_arguments, check_output, check_tokens, check_weights
 from paretune.training.combining import StepCombiner
 from paretune.training.config import RACOConfig
@@ -54,9 +53,10 @@ from paretune.training.step import (
     single_pass_reason,
 )
 from paretune.training.storage import decide_storage, step_basis
+from paretune.training.unwrapped import UnwrappedTrainer, check_sharded
 
 
-class RACOTrainer(WholeTrainer):
+class RACOTrainer(UnwrappedTrainer):
     """Aligns a causal language model to several objectives (RACO, arXiv 2602.02495, Algorithm 1).
 
     Args:
@@ -111,12 +111,15 @@ class RACOTrainer(WholeTrainer):
             model = load_policy(model, full=peft_config is None, **(model_options or {}))
         check_tokens(model, tokenizer)
         check_weights(model)
+        needed = not all(is_reference_free(o) for o in self.objectives)
+        check_sharded(args, model, adapted=peft_config is not None, copied=needed and ref_model is None)
         set_seed(args.seed)  # new adapters are drawn at random: the run's seed decides them, not what ran before
         policy, notices = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
         self.record.say(*notices)
         self.pad, self.adapted = pad_id(tokenizer), adapter_layers(policy)
-        needed = not all(is_reference_free(o) for o in self.objectives)
-        if not getattr(policy, "is_quantized", False) and getattr(policy, "hf_device_map", None) is None:
+        self.sharded = is_sharded(policy)
+        placed = self.sharded or getattr(policy, "is_quantized", False) or getattr(policy, "hf_device_map", None)
+        if not placed:
             policy.to(args.device)  # the trials below run the model: not on the CPU where there is something better
         share_weights(policy, args.device)
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):  # as it will train
@@ -155,12 +158,6 @@ class RACOTrainer(WholeTrainer):
             self._precompute()
 
     # ---- set-up ----
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """As always, but the model is not wrapped for a reduction of gradients that are not where it looks for them."""
-        super().create_accelerator_and_postprocess()
-        prepare: Any = self.accelerator.prepare_model
-        self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)  # type: ignore[method-assign]
 
     def _choose_gradient_mode(self) -> bool:
         """Whether one backward pass serves all objectives; says once why not."""
@@ -214,7 +211,7 @@ class RACOTrainer(WholeTrainer):
             if self.reference.kind == "precomputed":
                 raise InputError("the reference was scored beforehand, and not on these rows", fix="Give eval_data.")
             eval_dataset = StepDataset(read.rows)
-        return eval_loader(eval_dataset, self.scorer.layout, self._collate, self.args)
+        return eval_loader(eval_dataset, self.scorer.layout, self._collate, self.args, filled=self.sharded)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The step's micro-batches; counts, on the host, the labels that each objective's mean is over."""
@@ -239,8 +236,8 @@ class RACOTrainer(WholeTrainer):
             self.layers = RowLayers(self.model)
         self.tokens += inputs["real_tokens"]
         loss = torch.zeros((), device=self.args.device)
-        if not inputs["preferences"].isnan().all():  # a micro-batch of padding alone needs no pass
-            with inputs_uncast(self.adapted, active=self.args.bf16):
+        if self.sharded or not inputs["preferences"].isnan().all():  # padding alone needs no pass but for its gathering
+            with inputs_uncast(self.adapted, active=self.args.bf16), several_passes(self.model):
                 loss = self._differentiate(to_device(inputs, self.args.device), self.stack)
         if self.accelerator.sync_gradients and not self.storage.two_pass:
             self._combine(self.stack)
@@ -369,7 +366,8 @@ class RACOTrainer(WholeTrainer):
     ) -> EvalLoopOutput:
         """Losses, implicit rewards and accuracies per objective over a whole data set, on all ranks together."""
         sums = ComparisonSums(self.objectives)
-        self.model.to(self.args.device)  # type: ignore[arg-type]
+        if not self.sharded:
+            self.model.to(self.args.device)  # type: ignore[arg-type]
         with frozen(self.model):
             for inputs in dataloader:
                 batch = to_device(inputs, self.args.device)
