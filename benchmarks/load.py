@@ -111,7 +111,8 @@ def train(rows: Any, tokenizer: Any, folder: Path, steps: int, batch: int, max_l
 
     args = RACOConfig(
         output_dir=str(folder / "run"), max_steps=steps, per_device_train_batch_size=batch, use_cpu=True,
-        disable_tqdm=True, save_strategy="no", report_to="none", max_length=max_length, logging_steps=1, dataset_num_proc=1,
+        disable_tqdm=True, save_strategy="no", report_to="none", max_length=max_length, logging_steps=1,
+        dataset_num_proc=1,
     )  # fmt: skip
     model = small_model(len(tokenizer), 64 if max_length is None or max_length <= 64 else max_length)
     objectives = [Objective(name) for name in OBJECTIVES]
@@ -134,7 +135,6 @@ def rows_part(file: Path, folder: Path, *, batch: int, steps: int, max_length: i
         "tokenized", lambda: tokenize_comparisons(data, tokenizer, names, max_length=max_length, num_proc=1)
     )
     rows = len(data)
-    del data
     stages.run("read again, tokens found, steps", lambda: train(str(file), tokenizer, folder, steps, batch, max_length))
     megabytes, alone = file.stat().st_size / 1e6, stages.seconds["json alone"]
     return {
