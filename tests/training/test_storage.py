@@ -95,5 +95,5 @@ def test_two_passes_skip_a_step_that_is_not_finite(tmp_path: Path) -> None:
     original = trainer.reference.model.get_input_embeddings().weight  # type: ignore[union-attr, operator]
     original.data.fill_(float("nan"))
     trainer.train()
-    assert trainer.skipped == 3
+    assert trainer.faults.skipped == 3
     assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())

@@ -13,6 +13,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from paretune.gradients.shards import local
 from paretune.training.diagnostics import sum_over_ranks
 
 # A step counts as a spike where its weighted gradient is so many times as long as the median of the steps before it.
@@ -72,6 +73,6 @@ class StepFaults:
 
 def weights_finite(model: nn.Module, device: torch.device) -> bool:
     """Whether every trained weight is finite, on all ranks."""
-    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    trained = [local(p.detach()) for p in model.parameters() if p.requires_grad]
     broken = sum(float(not bool(p.isfinite().all())) for p in trained)
     return not bool(sum_over_ranks(torch.tensor([broken]), device))

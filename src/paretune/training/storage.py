@@ -12,6 +12,7 @@ from torch import nn
 from paretune.comparisons.batches import Layout
 from paretune.errors import InputError
 from paretune.gradients import GradientStack, RowBasis, trainable_parameters
+from paretune.gradients.shards import local
 from paretune.losses import share_a_signal
 from paretune.objectives import Objective
 from paretune.training.config import RACOConfig
@@ -116,7 +117,7 @@ def decide_storage(
     rows = args.train_batch_size * args.gradient_accumulation_steps
     return choose_storage(
         args,
-        trained=sum(p.numel() for p in trainable_parameters(model).values()),
+        trained=sum(local(p).numel() for p in trainable_parameters(model).values()),
         kept=kept_gradients(args, objectives, layout, rows, one_pass=one_pass),
         obstacle=two_pass_obstacle(args, objectives, layout, one_pass=one_pass),
         free=free_bytes(args.device),
