@@ -44,13 +44,16 @@ def free_ports(count: int) -> list[int]:
         return [free.getsockname()[1] for free in found]
 
 
-def run_ranks(script: str, arguments: Sequence[str], world: int, **variables: str) -> tuple[list[int], str]:
+def run_ranks(
+    script: str, arguments: Sequence[str], world: int, *, timeout: float = 240.0, **variables: str
+) -> tuple[list[int], str]:
     """Runs a script with `arguments` in sys.argv[1:] as `world` ranks (1: as a process of its own).
 
     Args:
         script: sees RANK, LOCAL_RANK and WORLD_SIZE where there are several ranks.
         arguments: of every rank.
         world: how many.
+        timeout: seconds.
         variables: of the environment, beside those of this process.
 
     Returns:
@@ -71,7 +74,7 @@ def run_ranks(script: str, arguments: Sequence[str], world: int, **variables: st
             start_new_session=True,
         )
         try:
-            statuses = json.loads(forks.communicate(timeout=240)[0].splitlines()[-1])
+            statuses = json.loads(forks.communicate(timeout=timeout)[0].splitlines()[-1])
         finally:
             with suppress(ProcessLookupError):  # one that waits for a rank that died would outlive the test
                 os.killpg(forks.pid, signal.SIGKILL)
