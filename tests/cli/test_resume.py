@@ -210,6 +210,7 @@ def test_a_record_is_enough_to_repeat_the_run(model: Path, whole: Path, tmp_path
     assert not [notice for notice in read_run(tmp_path / "again")[0]["notices"] if "the run had" in notice]
 
     record["versions"]["torch"] = "1.0"
+    record["config"]["of_old"] = 3
     record["data"]["train"]["rows"]["fingerprint"] = "another"
     (tmp_path / "run.json").write_text(json.dumps(record))
     more = ["--output_dir", tmp_path / "other", "--max_steps", "1", "--gradient_accumulation_steps", "1"]
@@ -218,6 +219,7 @@ def test_a_record_is_enough_to_repeat_the_run(model: Path, whole: Path, tmp_path
     assert other["config"]["max_steps"] == 1 == len([line for line in history if "loss" in line])
     assert other["settings"]["lora"] == {"r": 4, "lora_dropout": 0.1} and other["config"]["learning_rate"] == 1e-2
     said = " | ".join(other["notices"])
+    assert "no setting of_old in this version, the run had 3" in said
     assert f"another version of torch: {torch.__version__}, the run had 1.0" in said
     assert "other train data: fingerprint" in said and "decided otherwise: steps_hold 2, the run had 4" in said
 

@@ -11,6 +11,7 @@ from paretune.errors import InputError
 
 # Of the run, not of what it trains.
 _NOT_AGAIN = {"output_dir", "logging_dir", "run_name", "resume", "overwrite", "dry_run", "disable_tqdm", "scheme"}
+_MAPPINGS = ("versions", "data", "decided", "method", "in_memory")
 
 
 def read_record(path: str) -> dict[str, Any]:
@@ -25,9 +26,8 @@ def read_record(path: str) -> dict[str, Any]:
         record = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read a run's record: {error}", where=f"from {path}") from error
-    if not isinstance(record, dict) or not all(
-        isinstance(value, dict) for value in (record.get("config"), record.get("settings"), record.get("method") or {})
-    ):
+    needed = isinstance(record, dict) and all(isinstance(record.get(key), dict) for key in ("config", "settings"))
+    if not needed or not all(isinstance(record.get(key) or {}, dict) for key in _MAPPINGS):
         fix = "Give the run.json of a run that began to train."
         raise InputError("not a run's record", where=f"from {path}", expected="its config and settings", fix=fix)
     return record
@@ -39,8 +39,7 @@ def settings_of(record: Mapping[str, Any], defaults: Mapping[str, Any], known: I
     Args:
         record: of `read_record`.
         defaults: of the configuration, in plain values; fields that the run left at them are left out.
-        known: keys that there are; others of the record are of another version.
-
+        known: keys that there are; others of the record are of another version, which `differences` names.
     """
     config = {key: value for key, value in record["config"].items() if defaults.get(key) != value}
     settings = {key: value for key, value in record["settings"].items() if value is not None}
@@ -53,10 +52,8 @@ def settings_of(record: Mapping[str, Any], defaults: Mapping[str, Any], known: I
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In what two runs' records differ beside their settings, a sentence each: versions, commit, data, rows of a step.
-
-    Only what both name is compared.
-    """
+    """In what two runs' records differ beside the values of settings, a sentence each: versions, commit, data, settings
+    that are not there any more, what was decided by looking at the model. Only what both name is compared."""
 
     def each(name: str) -> list[tuple[str, Any, Any]]:
         old, new = before.get(name) or {}, now.get(name) or {}
@@ -67,9 +64,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if old and new and old != new:
         said.append(f"another version of the code: commit {new}, the run had {old}")
     for key, old, new in each("data"):
-        prints = [part.get("rows", {}).get("fingerprint") for part in (old, new)]
-        if None not in prints and prints[0] != prints[1]:
-            said.append(f"other {key} data: fingerprint {prints[1]}, the run had {prints[0]}")
+        was, found = _fingerprint(old), _fingerprint(new)
+        if None not in (was, found) and was != found:
+            said.append(f"other {key} data: fingerprint {found}, the run had {was}")
+    config, known = before.get("config") or {}, now.get("config") or {}
+    said += [f"no setting {key} in this version, the run had {config[key]}" for key in sorted(config.keys() - known)]
     for key, old, new in each("decided"):
         said.append(f"decided otherwise: {key} {new}, the run had {old}")
     return said
+
+
+def _fingerprint(data: Any) -> Any:
+    rows = data.get("rows") if isinstance(data, dict) else None
+    return rows.get("fingerprint") if isinstance(rows, dict) else None
