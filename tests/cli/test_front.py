@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -38,18 +37,18 @@ def finished_cells(out: Path) -> dict[str, int]:
 
 def killed_after_first_cell(command: list[str], out: Path) -> list[int]:
     """Starts a command, kills it (not its workers) once a cell is finished and the next began; its workers' ids."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "paretune", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = multiprocessing.get_context("fork").Process(target=main, args=(command,))
+    process.start()
+    assert process.pid is not None
     until = time.monotonic() + 300
-    while time.monotonic() < until and process.poll() is None:
+    while time.monotonic() < until and process.is_alive():
         begun = [path for path in out.glob("cells/*/attempts.jsonl") if path.read_text().count("start") == 1]
         if finished_cells(out) and len(begun) > len(finished_cells(out)):
             break
         time.sleep(0.05)
     workers = [child.pid for child in psutil.Process(process.pid).children()]
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     return workers
 
 
@@ -57,13 +56,11 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.fixture
-def _inline(monkeypatch: pytest.MonkeyPatch) -> None:
+def run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells run in this process: another one would import everything anew."""
     monkeypatch.setattr(engine, "Processes", lambda workers: Inline())
 
 
-@pytest.mark.usefixtures("_inline")
 def test_a_killed_front_goes_on(
     model: Path, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +73,7 @@ def test_a_killed_front_goes_on(
     while not all(map(gone, workers)) and time.monotonic() < until:
         time.sleep(0.05)
     assert all(map(gone, workers)), "workers end with their command"
+    run_here(monkeypatch)
 
     with monkeypatch.context() as patch:  # and once stopped in good order, while a cell trains
         train = RACOTrainer.training_step
@@ -126,10 +124,10 @@ def text_length(prompts: list[Any], completions: list[Any], **columns: Any) -> l
     return [len(completion) / 10 for completion in completions]
 
 
-@pytest.mark.usefixtures("_inline")
 def test_samples_are_scored_by_functions_and_rules(
-    model: Path, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_here(monkeypatch)
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"{i} the cat?"} for i in range(6)])
     scores = f"{{helpful: '{__name__}:text_length', short: shorter}}"
     asked = ["--prompts", prompts, "--scores", scores, "--eval_samples", "2", "--max_new_tokens", "4"]

@@ -66,7 +66,7 @@ def test_killed_and_begun_again_no_call_is_repeated(saved: tuple[Path, Any, Any]
     with serving(*saved[1:]) as server:
         spec = {"x": {"judge": "tiny", "server": server.url, "prefill": True, "concurrency": 2, "retries": 0}}
         words = ["label", data, "--sources", json.dumps(spec), "--out", str(tmp_path / "out.jsonl")]
-        worker = multiprocessing.get_context("spawn").Process(target=_run, args=(words,))
+        worker = multiprocessing.get_context("fork").Process(target=_run, args=(words,))
         worker.start()
         end = time.monotonic() + 120
         while len(server.requests) < 8 and worker.is_alive() and time.monotonic() < end:

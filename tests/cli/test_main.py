@@ -63,7 +63,7 @@ def test_help_does_not_wait_for_torch() -> None:
 
 def test_errors_reach_the_exit_status() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "paretune", "train", "--modle", "x"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "paretune", "label", "--soruces", "x"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "paretune: unknown key --modle. Did you mean 'model'?"
+    assert done.stderr.splitlines()[-1] == "paretune: unknown key --soruces. Did you mean 'sources'?"

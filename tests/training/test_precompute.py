@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +84,20 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
         return columns(made(folder))
 
 
+def _alone(folder: Path) -> None:
+    os.environ["PARETUNE_CACHE"] = str(folder / "cache")
+    sys.argv[1:] = [str(folder), str(DONE), str(ROWS), str(BATCH)]
+    exec(WORKER, {"__name__": "__main__"})
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache that a process left behind which `kill -9` hit in the middle of the work."""
     folder = tmp_path_factory.mktemp("killed")
-    statuses, said = run_ranks(
-        WORKER, [str(folder), str(DONE), str(ROWS), str(BATCH)], 1, PARETUNE_CACHE=str(folder / "cache")
-    )
-    assert statuses == [-signal.SIGKILL] and not (folder / "rank0.pt").exists(), said
+    worker = multiprocessing.get_context("fork").Process(target=_alone, args=(folder,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL and not (folder / "rank0.pt").exists()
     assert len(parts(folder / "cache")) == DONE
     return folder / "cache"
 
