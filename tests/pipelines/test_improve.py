@@ -371,6 +371,7 @@ def test_draws_and_judgements_of_servers(tmp_path: Path, capsys: pytest.CaptureF
     [
         ("false {model}", ["the command failed", "serve.log"]),
         ("true {model}", ["the model is not served", "no answer"]),
+        (None, ["the model is not served", "no answer"]),
         ("nowhere-such {model}", ["no such program"]),
         ("true", ["bad serve", "{model}"]),
         ("true {model} --key sk-verysecret", ["a key in serve", "$MY_KEY"]),
@@ -380,12 +381,13 @@ def test_draws_and_judgements_of_servers(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_model_that_is_not_served(
     model: Path,
     tmp_path: Path,
-    serve: str,
+    serve: str | None,
     said: list[str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    at = {"server": "http://127.0.0.1:9/v1", "serve": serve, "serve_seconds": 0.5}
+    seconds = 0.5 if "not served" in said[0] else 60  # the others fail by themselves
+    at = {"server": "http://127.0.0.1:9/v1", "serve": serve, "serve_seconds": seconds, "rounds": 1}
     monkeypatch.setenv("MY_KEY", "sk-verysecret")
     assert paretune(*words(tmp_path, model, "out", 6, **at, max_tokens=2, api_key_env="MY_KEY")) == 2
     message = capsys.readouterr().err.splitlines()[-1]
