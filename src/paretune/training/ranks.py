@@ -43,7 +43,7 @@ def share_weights(model: nn.Module, device: torch.device) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if isinstance(tensor, DTensor) or tensor.numel() == 0:
             continue
-        there = tensor.detach().to(device).contiguous()
+        there = tensor.data.to(device).contiguous()  # the plain numbers, of a quantized parameter too
         dist.broadcast(there.view(-1).view(torch.uint8), src=0)  # as bytes: every backend and dtype
         if there.data_ptr() != tensor.data_ptr():
             tensor.data.copy_(there)
