@@ -17,7 +17,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[1] / "src")]
 
 from paretune.evaluation.statistics import paired_interval  # noqa: E402
 from studies.exact import finished  # noqa: E402
-from studies.self_improvement.analysis import OBJECTIVES, Seed, accuracy, reward, seeds_of  # noqa: E402
+from studies.self_improvement.analysis import MORE, MORE_RATES, OBJECTIVES, Seed, accuracy, reward, seeds_of  # noqa: E402
 
 COLOURS = {"raco": "#ee6677", "linear": "#4477aa", "overall": "#ccbb44"}
 QUALITIES = ("true", "paraphrased", "wrong-25", "wrong-50")
@@ -44,13 +44,13 @@ def judges(ax: Any, seeds: list[Seed]) -> None:
 
 
 def policies(ax: Any, seeds: list[Seed]) -> None:
-    names = [
-        ("more SFT", "true", "sft more"),
-        *((a, "true", a) for a in ("free", "rouge", "embeddings", "guided", "exact")),
-    ]
-    names += [
-        (f"{arm},\n{q}", q, key) for q in QUALITIES[1:] for arm, key in (("more SFT", "sft more"), ("guided", "guided"))
-    ]
+    names = [("more SFT,\nbest rate", "true", f"sft more {MORE_RATES[0]}")]
+    names += [(arm, "true", arm) for arm in ("free", "rouge", "guided", "exact")]
+    for quality in QUALITIES[1:]:
+        names += [
+            (f"{arm},\n{quality}", quality, key)
+            for arm, key in (("SFT", "sft"), ("more SFT", MORE), ("guided", "guided"))
+        ]
     values = [[reward(q, arm)(one) - reward("true", "sft")(one) for one in seeds] for _, q, arm in names]
     bars(ax, [label for label, *_ in names], values)
     ax.axhline(0.0, color="#999999", lw=0.8)
