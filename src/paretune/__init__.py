@@ -6,8 +6,12 @@ the command line can answer `--help` and refuse a bad configuration at once.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Nobody is told that somebody uses this: read by huggingface_hub and others when they are imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from paretune.comparisons.formats import load_comparisons

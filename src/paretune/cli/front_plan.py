@@ -220,7 +220,7 @@ def _entries(methods: str | list, config: Mapping[str, Any]) -> list[Entry]:
         if labels.count(label) > 1:
             fix = "Give one of them another label: {name: raco, label: raco-c0.2, settings: {c: 0.2}}."
             raise InputError(f"two methods are called {label!r}", where="methods", fix=fix)
-        if not re.fullmatch(r"\w[\w.+-]*", label) or label.split("-")[0] in ("single", "base"):
+        if not re.fullmatch(r"\w[\w.+-]{0,99}", label) or label.split("-")[0] in ("single", "base"):
             expected = "letters, digits and . + - _, not beginning with single or base"
             raise InputError("bad label", where="methods", expected=expected, found=label)
     if not entries:

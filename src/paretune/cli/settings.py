@@ -229,7 +229,13 @@ def _by_name(objectives: Any) -> Any:
     }
 
 
+_KEYS = ("hub_token", "push_to_hub_token")
+
+
 def _check_key(key: str, known: Mapping[str, Any], where: str, *, flag: bool = False) -> None:
+    if key in _KEYS:  # settings are written to records
+        fix = "Leave it out: set HF_TOKEN, or log in with `hf auth login`."
+        raise InputError(f"a secret key in the settings: {key}", where=where, fix=fix)
     if key not in known:
         shown = _flag(key) if flag else repr(key)
         raise InputError(f"unknown key {shown}", where=where, fix=nearest(key, known))

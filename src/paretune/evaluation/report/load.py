@@ -242,8 +242,10 @@ def _world(world: Mapping[str, Any], root: Path) -> World:
 
     def run_of(name: str) -> Run | None:
         if name and name not in loaded:
-            there = (root / name / "run.json").is_file()
-            loaded[name] = load_run(root / name, name) if there else None
+            place = (root / name).resolve()
+            if not place.is_relative_to(root.resolve()):
+                raise InputError("a run outside of its folder", where=str(root), found=name[:80])
+            loaded[name] = load_run(root / name, name) if (place / "run.json").is_file() else None
         return loaded.get(name)
 
     def point(entry: Mapping[str, Any], method: str) -> Point:
