@@ -93,6 +93,22 @@ def test_equals_its_definition(widths: tuple[int, int, int], lengths: list[int],
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("widths", "lengths"), [((12, 3, 4), [12, 5]), ((5, 7, 6), [5, 5]), ((5, 7, 6), [1, 4])])
+def test_long_responses_without_a_mask_equal_those_with_one(
+    widths: tuple[int, int, int], lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, inputs = blocks(widths, lengths), states(2, (4, 2), sum(widths))
+    usual = on_real_columns(shared_attention(*inputs, given, scaling=0.37), given)
+    monkeypatch.setattr("paretune.policy.attention._MOST_MASKED", 0)
+    monkeypatch.setattr("paretune.policy.attention._response_mask", None)
+    ours = on_real_columns(shared_attention(*inputs, given, scaling=0.37), given)
+    torch.testing.assert_close(ours, usual, rtol=0, atol=1e-13)
+    seed = torch.linspace(-1, 2, len(usual), dtype=usual.dtype)
+    pairs = zip(torch.autograd.grad(ours, inputs, seed), torch.autograd.grad(usual, inputs, seed), strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
 def dense(given: Blocks, window: int | None) -> Tensor:
     """(R, 1, T, T) boolean mask of the definition, for sizes where the loop above would take minutes."""
     width_p, width_a, width_b = given.widths

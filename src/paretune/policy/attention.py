@@ -28,6 +28,8 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION_NAME = "paretune"
 
+# Entries of a response mask (13 bytes each, while it is made) from which long responses do without one.
+_MOST_MASKED = 1 << 26
 # Queries of a windowed prefix are taken in pieces of at most this many, so their mask stays (512, 512 + window).
 _PIECE = 512
 
@@ -124,6 +126,8 @@ def shared_attention(
     options: dict[str, Any] = {"dropout": dropout, "scaling": scaling}
     if window is not None and window >= width_p + max(width_a, width_b):
         window = None  # nothing is that far apart
+    if window is None and (width_a + width_b) * total > _MOST_MASKED:
+        return _unmasked(query, key, value, blocks, options)
     # on a GPU copying costs more than what is masked, whatever the lengths
     apart = query.device.type == "cpu" and 4 * width_a * width_b > (width_a + width_b) * width_p
     # split, not slices: its backward pass writes a gradient once, where each slice's writes zeros all around
@@ -146,6 +150,27 @@ def shared_attention(
         parts.append(_attend(asking, _columns(key, keys), _columns(value, keys), mask, **options))
     # the kernels leave (R, T, H, D) in memory, and the model wants it so: joined there, nothing is copied twice
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
+
+
+def _unmasked(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, options: dict[str, Any]) -> Tensor:
+    """The same for long responses, whose mask would take gigabytes: each side causal behind its prompt, as flat rows.
+
+    The prompt is answered once for each side. Rows of different prompts go one by one, each without its padding.
+    """
+    width_p, width_a, width_b = blocks.widths
+    padded = blocks.shortest < width_p
+    lengths = blocks.prefix_lengths.tolist() if padded else [width_p]
+    rows = []
+    for i, length in enumerate(lengths):
+        row = slice(i, i + 1) if padded else slice(None)
+        sides = []
+        for start, width in ((width_p, width_a), (width_p + width_a, width_b)):
+            columns = ((0, length), (start, start + width))
+            states = (_columns(part[row], columns) for part in (query, key, value))
+            sides.append(_attend(*states, None, **options))
+        prefix = functional.pad(sides[0][:, :, :length], (0, 0, 0, width_p - length))
+        rows.append(torch.cat([prefix, *(side[:, :, length:] for side in sides)], dim=2))
+    return torch.cat(rows)
 
 
 def _columns(states: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
