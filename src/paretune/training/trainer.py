@@ -197,7 +197,7 @@ class RACOTrainer(UnwrappedTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """This rank's micro-batches; the step, not the rank, decides which rows it sees."""
         dataset: Any = self.train_dataset
-        return train_loader(dataset, self.train_data, self.scorer.layout, self._collate, self.args)
+        return train_loader(dataset, self.train_data, self.scorer.layout, self.data_collator, self.args)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """This rank's share of the rows, each once, those of one length together."""
@@ -211,7 +211,7 @@ class RACOTrainer(UnwrappedTrainer):
             if self.reference.kind == "precomputed":
                 raise InputError("the reference was scored beforehand, and not on these rows", fix="Give eval_data.")
             eval_dataset = StepDataset(read.rows)
-        return eval_loader(eval_dataset, self.scorer.layout, self._collate, self.args, filled=self.sharded)
+        return eval_loader(eval_dataset, self.scorer.layout, self.data_collator, self.args, filled=self.sharded)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
         """The step's micro-batches; counts, on the host, the labels that each objective's mean is over."""
