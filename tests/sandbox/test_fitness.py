@@ -1,7 +1,7 @@
 """Each world is fit for use, and the check would say so if it were not.
 
-One trained base per world: the seeds vary prompts and responses. Other bases: `studies/world_fitness`, whose kept
-figures `tests/studies/test_world_fitness.py` checks.
+One trained base per world: the seeds vary prompts and responses. Other bases, trained as long as the demo's:
+`studies/world_fitness`, whose kept figures `tests/studies/test_world_fitness.py` checks.
 """
 
 from __future__ import annotations

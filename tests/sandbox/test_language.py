@@ -20,7 +20,7 @@ from paretune.sandbox import WORLDS
 from paretune.sandbox.labels import PRESETS, Labelling, conflicting
 from paretune.sandbox.language import base_settings, made_tokenizer, make_items, sample_rows, train_base
 from paretune.sandbox.world import Item
-from tests.sandbox.bases_made import base_of
+from tests.sandbox.bases_made import STEPS, base_of
 
 SURE = Labelling(kappa=float("inf"))
 
@@ -67,7 +67,7 @@ def test_the_base_is_small_and_found_again(world: str) -> None:
     assert config.model_type in ("llama", "qwen3")
     assert 300_000 <= load_policy(str(path), full=True).num_parameters() <= 1_000_000
     before = (path / "model.safetensors").stat().st_mtime_ns
-    assert train_base(WORLDS[world], cache_dir=path.parent) == path
+    assert train_base(WORLDS[world], steps=STEPS, cache_dir=path.parent) == path
     assert (path / "model.safetensors").stat().st_mtime_ns == before
 
 
