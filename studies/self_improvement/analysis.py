@@ -140,6 +140,15 @@ def results(cells: Mapping[str, Any]) -> dict[str, Any]:
     return {"seeds": list(seeds), "core seconds": round(core), **found, "means": _mean(ones), "volumes": _volumes(ones)}
 
 
+def afterwards(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts that were run again with a policy that knows both words of a value: means, nothing else."""
+    found: dict[str, Seed] = {}
+    for key, cell in cells.items():
+        seed, part = key.split(" ", 1)
+        found.setdefault(seed, {})[part] = {name: cell[name] for name in ("arms", "labels right")}
+    return {"seeds": sorted(map(int, found)), "means": _mean(list(found.values()))}
+
+
 def _differences(ones: Sequence[Seed], ours: Callable[[Seed], float], other: Callable[[Seed], float]) -> list[float]:
     return [ours(one) - other(one) for one in ones]
 

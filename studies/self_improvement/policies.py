@@ -31,6 +31,7 @@ class Policies:
     """What all policies of a study share; the numbers are in PROTOCOL.md."""
 
     demonstrations: int = 50  # per creature
+    second_words: float = 0.0  # how often the demonstrations say a value in its other word
     base_epochs: int = 4
     base_rate: float = 3e-3
     sft_rate: float = 1e-3
@@ -58,7 +59,7 @@ def train_base(out: Path, creatures: Sequence[Creature], seed: int, own: Policie
     """What the policy knows before anybody asks it to be right."""
     rng = random.Random(f"demonstrations {seed}")
     rows = [
-        {"prompt": one.prompt, "response": demonstrate(one, rng)}
+        {"prompt": one.prompt, "response": demonstrate(one, rng, own.second_words)}
         for one in creatures
         for _ in range(own.demonstrations)
     ]

@@ -3,6 +3,8 @@
     python studies/self_improvement/run.py --seeds 0 1 --cells cells-develop.jsonl    # development
     python studies/self_improvement/run.py                                            # confirmation seeds
     python studies/self_improvement/run.py --part 0 2 & python studies/self_improvement/run.py --part 1 2
+    python studies/self_improvement/run.py --seeds 1000 1001 1002 1003 1004 --parts true paraphrased \\
+        --set second_words=0.5 --cells cells-both-words.jsonl --work studies/self_improvement/work/both  # afterwards
     python studies/self_improvement/run.py --results                                  # results.json from what is there
 
 A finished cell is a line of cells.jsonl and is never repeated; models lie in work/ and are made again where missing.
@@ -29,7 +31,7 @@ import torch  # noqa: E402
 
 from paretune.training.record import commit, versions, write_json  # noqa: E402
 from studies.exact import fill, finished  # noqa: E402
-from studies.self_improvement.analysis import results  # noqa: E402
+from studies.self_improvement.analysis import afterwards, results  # noqa: E402
 from studies.self_improvement.judges import accuracies, bench_rows, form, sources, train_judge  # noqa: E402
 from studies.self_improvement.policies import (  # noqa: E402
     Policies,
@@ -230,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fill(path, keys, lambda key: compute(plan, key, chosen.work))
     else:
         told = {"commit": commit(), "versions": versions(), "plan": asdict(Plan())}
-        write_json(HERE / "results.json", {**told, **results(finished(path))})
+        both = {"both words": afterwards(finished(HERE / "cells-both-words.jsonl"))}
+        write_json(HERE / "results.json", {**told, **results(finished(path)), **both})
     return 0
 
 

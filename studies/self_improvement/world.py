@@ -91,13 +91,13 @@ def write(values: Mapping[int, int], rng: random.Random, paraphrased: float = 0.
     return " ".join(words)
 
 
-def demonstrate(creature: Creature, rng: random.Random) -> str:
+def demonstrate(creature: Creature, rng: random.Random, paraphrased: float = 0.0) -> str:
     """What the policy starts from: half-knowledge."""
     values = {}
     for k, (true, known) in enumerate(zip(creature.facts, creature.known, strict=True)):
         if rng.random() < SAYS:
             values[k] = true if known and rng.random() < SURE else rng.randrange(VALUES)
-    return write(values, rng)
+    return write(values, rng, paraphrased)
 
 
 def refer(creature: Creature, rng: random.Random, *, wrong: float = 0.0, paraphrased: float = 0.0) -> str:

@@ -112,3 +112,7 @@ def test_the_kept_results_are_those_of_the_cells_and_the_page_says_them() -> Non
                 **{k: np.round(row[k], 3) + 0.0 for k in ("mean", "low", "high")}
             )
             assert shown in page, (claim, shown)
+    both = analysis.afterwards(finished(STUDY / "cells-both-words.jsonl"))
+    for name, one in both["means"]["paraphrased"]["arms"].items():
+        overall = both["means"]["true"]["arms"][name]["held out"]["overall"]
+        assert f"| {overall:.3f} | {one['held out']['overall']:.3f} |" in page, name
