@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ MARGIN = 1e-6  # of a label: equal scores are no opinion
 
 @dataclass(frozen=True)
 class Policies:
-    """What all policies of a study share; the numbers are in PROTOCOL.md."""
+    """What all policies of the study share."""
 
     demonstrations: int = 50  # per creature
     second_words: float = 0.0  # how often the demonstrations say a value in its other word
@@ -143,8 +142,3 @@ def evaluate(model: str, start: str, creatures: Sequence[Creature], draws: int, 
     scores = [score(one, text) for one, texts in zip(creatures, drawn.texts, strict=True) for text in texts]
     found = {name: float(np.mean([one[name] for one in scores])) for name in (*OBJECTIVES, "overall")}
     return found | {"kl": float(drawn.kl().mean())}
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
