@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from paretune.errors import InputError
 
-SECONDS = 20  # no input of a few kilobytes takes a second; on a busy machine a second is not enough
+SECONDS = 60  # no input of a few kilobytes takes a second; on a busy machine a second is not enough
 MEMORY = 1 << 30  # bytes that an input may add to the process
 
 
