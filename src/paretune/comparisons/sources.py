@@ -268,7 +268,7 @@ def _reading(open_rows: Callable[[], Iterable[Any]], where: str) -> Iterator[Any
 def _undecoded(rows: Any) -> Iterable[Any]:
     """Pictures and sounds as they are stored: to decode one would open whatever file or address the data names."""
     if isinstance(rows, Mapping) or getattr(rows, "features", None) is None:
-        return rows  # type: ignore[no-any-return]
+        return rows
     streamed = rows.to_iterable_dataset() if hasattr(rows, "to_iterable_dataset") else rows
     return streamed.decode(False) if hasattr(streamed, "decode") else rows
 

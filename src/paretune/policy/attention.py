@@ -166,8 +166,8 @@ def _unmasked(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, options
         sides = []
         for start, width in ((width_p, width_a), (width_p + width_a, width_b)):
             columns = ((0, length), (start, start + width))
-            states = (_columns(part[row], columns) for part in (query, key, value))
-            sides.append(_attend(*states, None, **options))
+            asking, keys, values = (_columns(part[row], columns) for part in (query, key, value))
+            sides.append(_attend(asking, keys, values, None, **options))
         prefix = functional.pad(sides[0][:, :, :length], (0, 0, 0, width_p - length))
         rows.append(torch.cat([prefix, *(side[:, :, length:] for side in sides)], dim=2))
     return torch.cat(rows)

@@ -143,7 +143,7 @@ def _is_token(token: Token) -> bool:
 def cost_of(reply: Any, dearest: Cost) -> Cost:
     """What a request cost by the server's own counts; the dearest where it gives none that are counts."""
     usage = getattr(reply, "usage", None)
-    asked, written = (getattr(usage, key, None) for key in ("prompt_tokens", "completion_tokens"))
+    asked, written = (getattr(usage, key, None) for key in ("prompt_tokens", "completion_tokens"))  # type: Any, Any
     written = 0 if written is None else written
     if not all(isinstance(count, int) and 0 <= count < 1 << 40 for count in (asked, written)):
         return dearest
