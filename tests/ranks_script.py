@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
@@ -125,7 +126,8 @@ def faulty(trainer: Any, rank: int) -> dict[str, Any]:
 
 def four(folder: Path) -> None:
     rank = int(os.environ["RANK"])
-    trainer = made(folder / "four", micro=1, accumulation=2, precompute_ref_log_probs=True)
+    rows = Dataset.from_list(ROWS[:18]).to_iterable_dataset()  # a stream is read to its end, on every rank
+    trainer = made(folder / "four", rows=rows, micro=1, accumulation=2, precompute_ref_log_probs=True)
     keep(folder, "four", trained(trainer))
     reduce = GradientStack.reduce
     GradientStack.reduce = lambda stack: None  # type: ignore[method-assign]

@@ -86,9 +86,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_any_number_of_ranks_is_one_process(
     launched: Path, alone: dict[str, Any], name: str, world: int, like: str
 ) -> None:
-    """Two machines of one rank whose models were drawn differently; four ranks with a reference scored beforehand; all
-    weights by one pass per objective; a base in shards under adapters; all weights in shards, by one pass and by one
-    per objective. The last of three steps has two rows: most ranks have none, and no label to give."""
+    """Two machines of one rank whose models were drawn differently; four ranks with rows from a stream and a reference
+    scored beforehand; all weights by one pass per objective; a base in shards under adapters; all weights in shards, by
+    one pass and by one per objective. The last of three steps has two rows: most ranks have none, and no label to give.
+    """
     found, truth = ranks(launched, name, world), alone[like]
     first = found[0]
     assert not any(rank["wrapped"] for rank in found)
