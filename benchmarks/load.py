@@ -192,18 +192,18 @@ def finish_cells(folder: Path, plan: Any, cells: Any) -> None:
 
     names = ("_base", "_train", "_read")
     kept = {name: getattr(module, name) for name in names}
-    code, commit = module.code_digest, module.commit
+    code, commit, versions = module.code_digest, module.commit, module.versions
     try:
         for name in names:
             setattr(module, name, step)
-        digest, at = code(), commit()  # of this code, found once: a thousand cells come from a thousand processes
-        module.code_digest, module.commit = (lambda: digest), (lambda: at)
+        facts = code(), commit(), versions()  # found once here: real cells come from processes that train for minutes
+        module.code_digest, module.commit, module.versions = (lambda fact=fact: fact for fact in facts)
         for cell in cells:
             module.run_cell(plan, cell, {}, folder)
     finally:
         for name, function in kept.items():
             setattr(module, name, function)
-        module.code_digest, module.commit = code, commit
+        module.code_digest, module.commit, module.versions = code, commit, versions
 
 
 def cells_part(cells: int, folder: Path) -> dict[str, Any]:
@@ -297,6 +297,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=1_000)
     parser.add_argument("--runs", type=int, default=1_000)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "load.json")
+    parser.add_argument("--only", help="parts to measure, by commas; the file keeps what it has of the others")
     parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
@@ -308,13 +309,13 @@ def main() -> None:
     from paretune.training.record import commit, versions, write_json
 
     command = " ".join(["python benchmarks/load.py", *sys.argv[1:]])
-    found: dict[str, Any] = {"command": command, "commit": commit(), "machine": machine(), "versions": versions()}
-    for name, size in (("cells", args.cells), ("report", args.runs), ("long", args.tokens), ("rows", args.rows)):
-        found[name] = fresh(name, size)
-        print(name, json.dumps(found[name], indent=1), flush=True)
-        write_json(args.out, found)
-    found["machine"]["load_after"] = os.getloadavg()[0]
-    write_json(args.out, found)
+    sizes = {"cells": args.cells, "report": args.runs, "long": args.tokens, "rows": args.rows}
+    for name in args.only.split(",") if args.only else sizes:
+        about: dict[str, Any] = {"command": command, "commit": commit(), "machine": machine(), "versions": versions()}
+        part_found = fresh(name, sizes[name]) | about
+        print(name, json.dumps(part_found, indent=1), flush=True)
+        before = json.loads(args.out.read_text()) if args.out.exists() else {}
+        write_json(args.out, before | {name: part_found})
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ def lazily(make: Any) -> st.SearchStrategy[Any]:
 
 TARGETS = {
     "settings as YAML": Target(
-        st.one_of(st.sampled_from(YAML).map(str.encode), bytes_like([text.encode() for text in YAML])), feed_yaml, 60
+        st.one_of(st.sampled_from(YAML).map(str.encode), bytes_like([text.encode() for text in YAML])), feed_yaml, 25
     ),
     "settings of other types": Target(spoilt([SETTINGS]), feed_settings, few=40),
     "kept tokens": Target(
@@ -339,7 +339,7 @@ TARGETS = {
     "a report's run": Target(
         st.tuples(spoilt([RUN]), spoilt([HISTORY]).filter(lambda x: isinstance(x, list)), st.sampled_from(RESTS)),
         feed_report,
-        few=5,
+        few=3,
     ),
     "a front's result": Target(lazily(lambda: spoilt([front()])), feed_front),
     "a front's cells": Target(st.tuples(spoilt([{"digest": "x", "meaning": {}}]), anything), feed_cells, 20),
