@@ -118,7 +118,8 @@ def load_run(path: Path, name: str) -> Run:
     except SHAPES as error:
         raise InputError("no objectives with names and weights", where=str(path / "run.json")) from error
     _check_shapes(record, path / "run.json")
-    if not all(map(math.isfinite, weights.values())) or len(weights) < len(objectives):
+    texts = all(isinstance(o["name"], str) for o in record["objectives"])
+    if not texts or not all(map(math.isfinite, weights.values())) or len(weights) < len(objectives):
         raise InputError("objectives without weights, or twice", where=str(path / "run.json"), found=str(weights))
     config = record.get("config") or {}
     return Run(
@@ -301,8 +302,15 @@ def _history(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):  # the line that was being written when the run was killed
             continue
         if isinstance(entry, dict):
-            lines.append(entry)
+            lines.append({key: value for key, value in entry.items() if _drawable(value)})
     return lines
+
+
+def _drawable(value: Any) -> bool:
+    """Logged figures, NaN and infinity among them; numbers so large that an axis cannot hold them are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e150 or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _finite(value: Any) -> float | None:
