@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -36,12 +37,16 @@ print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in 
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, each another one."""
+    """Ports that nobody listens on, each another one, below those that systems hand out unasked: else a connection of
+    some other process might be given one before it is used."""
+    found: list[int] = []
     with ExitStack() as sockets:
-        found = [sockets.enter_context(socket.socket()) for _ in range(count)]
-        for free in found:
-            free.bind(("127.0.0.1", 0))
-        return [free.getsockname()[1] for free in found]
+        while len(found) < count:
+            port, free = random.SystemRandom().randrange(20000, 32000), sockets.enter_context(socket.socket())
+            with suppress(OSError):
+                free.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def run_ranks(

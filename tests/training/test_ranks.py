@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +29,31 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small_trained_model(0).save_pretrained(folder / "model")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "PARETUNE_CACHE": str(folder / "c")}
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    machines = [
-        subprocess.Popen(
-            [
-                *command, "--node-rank", str(node), "--local-addr", f"127.0.0.{node + 1}",
-                "--master-addr", "127.0.0.1", "--master-port", meeting,
-                str(ROOT / "tests" / "ranks_script.py"), str(folder), *own,
-            ],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )
-        for node in range(2)
-    ]  # fmt: skip
-    try:
-        said = [machine.communicate(timeout=400)[0] for machine in machines]
-    finally:
-        for machine in machines:
-            machine.kill()
-            machine.wait()
-    assert [machine.returncode for machine in machines] == [0, 0], "\n--- the other ---\n".join(x[-4000:] for x in said)
+    logs = [folder / f"machine-{node}.txt" for node in range(2)]
+    with ExitStack() as files:
+        machines = [
+            subprocess.Popen(
+                [
+                    *command, "--node-rank", str(node), "--local-addr", f"127.0.0.{node + 1}",
+                    "--master-addr", "127.0.0.1", "--master-port", meeting,
+                    str(ROOT / "tests" / "ranks_script.py"), str(folder), *own,
+                ],
+                env=environment, stdout=files.enter_context(log.open("w")), stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            for node, log in enumerate(logs)
+        ]  # fmt: skip
+        until = time.monotonic() + 400
+        try:  # the other one of a machine that failed would wait for it
+            while any(m.poll() is None for m in machines) and not any(m.returncode for m in machines):
+                assert time.monotonic() < until, "\n--- the other ---\n".join(log.read_text()[-4000:] for log in logs)
+                time.sleep(0.1)
+        finally:
+            for machine in machines:
+                machine.kill()
+                machine.wait()
+    statuses = [machine.returncode for machine in machines]
+    assert statuses == [0, 0], "\n--- the other ---\n".join(log.read_text()[-4000:] for log in logs)
     return folder
 
 
