@@ -5,7 +5,9 @@ One launch serves all tests here (`tests/ranks_script.py`): torchrun twice, as t
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,8 +26,21 @@ from tests.ranks_script import made, small_trained_model, trained
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with what every rank saw, a file per run and rank."""
-    folder, (meeting, *own) = tmp_path_factory.mktemp("ranks"), map(str, free_ports(3))
+    """The folder with what every rank saw, a file per run and rank; launched once for all workers of a test run."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "ranks"
+    with (root / "ranks.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "launched").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            launch(folder)
+            (folder / "launched").touch()
+    return folder
+
+
+def launch(folder: Path) -> None:
+    meeting, *own = map(str, free_ports(3))
     small_trained_model(0).save_pretrained(folder / "model")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "PARETUNE_CACHE": str(folder / "c")}
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
@@ -54,7 +69,6 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 machine.wait()
     statuses = [machine.returncode for machine in machines]
     assert statuses == [0, 0], "\n--- the other ---\n".join(log.read_text()[-4000:] for log in logs)
-    return folder
 
 
 def ranks(folder: Path, name: str, world: int) -> list[Any]:
