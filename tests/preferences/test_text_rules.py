@@ -7,6 +7,7 @@ import math
 import os
 import random
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,16 @@ def test_programs_have_limits(tmp_path: Path) -> None:
     time.sleep(max(0.0, started + 2.5 - time.monotonic()))
     time.sleep(2)
     assert not trace.exists(), "what a program started ends with it"
+
+
+def test_what_a_program_writes_does_not_fill_our_memory() -> None:
+    tracemalloc.start()
+    try:
+        program = "import os\nwhile True: os.write(1, b'x' * 65536)"
+        assert run_tests(program, ["pass"], seconds=1.0, megabytes=256) == [False]
+        assert tracemalloc.get_traced_memory()[1] < 40e6
+    finally:
+        tracemalloc.stop()
 
 
 @settings(max_examples=50)

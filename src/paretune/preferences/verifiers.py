@@ -156,10 +156,11 @@ def run_tests(program: str, tests: list[str], *, seconds: float, megabytes: int)
     limits = json.dumps([math.ceil(seconds) + 1, megabytes << 20, 16 << 20])
     with (
         tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryFile() as output,  # a pipe would let a program write without end into our memory
         subprocess.Popen(
             [sys.executable, "-I", "-c", _HARNESS, limits],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env={"PATH": os.defpath},
@@ -167,12 +168,14 @@ def run_tests(program: str, tests: list[str], *, seconds: float, megabytes: int)
         ) as process,
     ):
         try:
-            said, _ = process.communicate(told.encode(), timeout=seconds)
+            process.communicate(told.encode(), timeout=seconds)
         except subprocess.TimeoutExpired:
-            said = b""
+            return [False] * len(tests)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+        output.seek(0)
+        said = output.read()
     for line in reversed(said.decode("utf-8", "replace").splitlines()):
         if line.startswith(word):
             return [bool(one) for one in json.loads(line.removeprefix(word))]
