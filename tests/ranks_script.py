@@ -53,7 +53,6 @@ def small_trained_model(seed: int) -> Any:
 def made(folder: Path, *, seed: int = 0, micro: int, accumulation: int, **changes: Any) -> Any:
     """A trainer on 18 rows, in steps of 8, 8 and 2, which evaluates on 7; `seed` draws the model's weights."""
     SEEN.clear()
-    trainer_module.StepCombiner = Watched  # type: ignore[misc]
     options: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "lora": True}
     options["ddp_backend"] = "gloo" if "RANK" in os.environ else None  # the tests make the run of one process
     options |= {"rows": ROWS[:18], "model": None if "model" in changes else small_trained_model(seed)}
@@ -168,6 +167,7 @@ def sharded(folder: Path) -> None:
 if __name__ == "__main__":
     out, ports, node = Path(sys.argv[1]), sys.argv[2:], int(os.environ["RANK"])
     torch.set_num_threads(1)
+    trainer_module.StepCombiner = Watched  # type: ignore[misc]
     child = os.fork()
     if child:
         two_machines(out)

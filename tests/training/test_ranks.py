@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from paretune.training import trainer as trainer_module
 from tests.ranks_made import ROOT, free_ports
-from tests.ranks_script import made, small_trained_model, trained
+from tests.ranks_script import Watched, made, small_trained_model, trained
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +90,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same runs by one process, in steps of the same rows: LoRA, and all weights with a combiner that remembers."""
     folder = tmp_path_factory.mktemp("alone")
     full = {"combiner": "famo", "lora": False, "max_steps": 2}
-    return {
-        "lora": trained(made(folder / "lora", micro=8, accumulation=1)),
-        "full": trained(made(folder / "full", micro=4, accumulation=2, **full)),
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "StepCombiner", Watched)
+        return {
+            "lora": trained(made(folder / "lora", micro=8, accumulation=1)),
+            "full": trained(made(folder / "full", micro=4, accumulation=2, **full)),
+        }
 
 
 @pytest.mark.parametrize(
