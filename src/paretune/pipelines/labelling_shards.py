@@ -23,6 +23,7 @@ from typing import Any
 from paretune.comparisons.rows import Text
 from paretune.errors import InputError
 from paretune.pipelines.front.engine import Engine, Job
+from paretune.pipelines.stopping import stops_between
 from paretune.preferences.asking import answered
 from paretune.preferences.source import Portion, Source
 from paretune.preferences.specs import Labeller, parse_source
@@ -88,22 +89,24 @@ def _ask_shards(
         engine.submit(jobs[name][1])
     tries: Counter[str] = Counter()
     total = len(jobs)
-    while jobs:
-        for end in engine.wait(_TURN):
-            start, job = jobs.pop(end.name)
-            if end.error is None:
-                answers, used = end.value
-                usage.update(used)
-                logger.info("%s: %d of %d shards", source.name, total - len(jobs), total)
-                yield {start + i: value for i, value in answers.items()}
-                continue
-            tries[end.name] += 1
-            if not end.again or tries[end.name] > RETRIES:
-                raise InputError(end.error, where=f"source {source.name!r}")
-            first = end.error.splitlines()[0]
-            logger.warning("%s: a shard is asked again (%d of %d): %s", source.name, tries[end.name], RETRIES, first)
-            jobs[end.name] = start, job
-            engine.submit(job)
+    with stops_between() as stop_if_asked:
+        while jobs:
+            for end in engine.wait(_TURN):
+                start, job = jobs.pop(end.name)
+                if end.error is None:
+                    answers, used = end.value
+                    usage.update(used)
+                    logger.info("%s: %d of %d shards", source.name, total - len(jobs), total)
+                    yield {start + i: value for i, value in answers.items()}
+                    continue
+                tries[end.name] += 1
+                if not end.again or tries[end.name] > RETRIES:
+                    raise InputError(end.error, where=f"source {source.name!r}")
+                again = f"{tries[end.name]} of {RETRIES}"
+                logger.warning("%s: a shard is asked again (%s): %s", source.name, again, end.error.splitlines()[0])
+                jobs[end.name] = start, job
+                engine.submit(job)
+            stop_if_asked()
 
 
 # ---- in a job ----

@@ -71,11 +71,6 @@ def when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.
 
 
 @with_ray
-@pytest.mark.skipif(
-    "PARETUNE_TEST_CLUSTER" not in os.environ,
-    reason="it fails in whole runs of the suite on a quiet machine, for a reason not found yet; alone it passes: "
-    "PARETUNE_TEST_CLUSTER=1 pytest tests/pipelines/front/test_ray.py",
-)
 def test_on_a_cluster(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from paretune.files import said_if_full
 from paretune.pipelines.front.cells import WEIGHT_FILES, has_model, run_cell
 from paretune.pipelines.front.engine import Ended, Engine, Job
 from paretune.pipelines.front.plan import Cell, Plan, finished
+from paretune.pipelines.stopping import stops_between
 
 _TURN = 1.0  # seconds between two looks at what runs, so that a display moves
 
@@ -66,6 +67,9 @@ def run_front(
 
     Returns:
         What finished cells left, and why others failed; both by the cell's name.
+
+    Raises:
+        KeyboardInterrupt: on ctrl-C or SIGTERM, within about a second; what was finished is booked.
     """
     state, by_name = _State(), {cell.name: cell for cell in cells}
     for cell in cells:
@@ -76,14 +80,16 @@ def run_front(
         if cell.name not in state.found:
             _note_interrupted(folder / cell.folder)
     tell(_progress(cells, state, engine, None))
-    while len(state.found) + len(state.failed) < len(cells):
-        _submit_ready(folder, plan, cells, by_name, state, engine)
-        ended = engine.wait(_TURN)
-        for end in ended:
-            news = _take(folder, by_name[end.name], end, state, retries)
-            tell(_progress(cells, state, engine, news))
-        if not ended:
-            tell(_progress(cells, state, engine, None))
+    with stops_between() as stop_if_asked:
+        while len(state.found) + len(state.failed) < len(cells):
+            _submit_ready(folder, plan, cells, by_name, state, engine)
+            ended = engine.wait(_TURN)
+            for end in ended:
+                news = _take(folder, by_name[end.name], end, state, retries)
+                tell(_progress(cells, state, engine, news))
+            if not ended:
+                tell(_progress(cells, state, engine, None))
+            stop_if_asked()
     if not plan.keep_models:
         for cell in cells:
             _remove_models(folder / cell.folder)
