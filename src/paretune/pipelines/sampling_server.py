@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from paretune.errors import InputError
 from paretune.pipelines.sampling import Drawn, Progress, PromptRow, ResponseFile, SamplingSettings, tidy
-from paretune.preferences.judges.requests import Failed, Stop, outcome_of, pause
+from paretune.preferences.judges.requests import Failed, Stop, outcome_of, pause, together
 
 logger = logging.getLogger(__name__)
 
@@ -114,13 +114,7 @@ class _Session:
         assert own is not None
         self.cancel = lambda: loop.is_closed() or loop.call_soon_threadsafe(own.cancel)
         async with AsyncOpenAI(**self.options) as self.client:
-            workers = [asyncio.create_task(self._work()) for _ in range(self.access.concurrency)]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+            await together([self._work() for _ in range(self.access.concurrency)])
         if self.in_a_row and all(failed.gone for failed in self.in_a_row):
             self._does_not_answer()
 

@@ -38,6 +38,7 @@ from paretune.preferences.judges.requests import (
     pause,
     reply_of,
     request_body,
+    together,
 )
 from paretune.preferences.judges.spending import Budget, Cost
 
@@ -176,13 +177,9 @@ class _Session:
         self.client = AsyncOpenAI(
             base_url=settings.url, api_key=self.secret or "none", timeout=settings.timeout, max_retries=0
         )
-        workers = [asyncio.create_task(self._work(todo)) for _ in range(min(settings.concurrency, len(self.questions)))]
         try:
-            await asyncio.gather(*workers)
+            await together([self._work(todo) for _ in range(min(settings.concurrency, len(self.questions)))])
         finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
             await self.client.close()
 
     async def _work(self, todo: Iterator[tuple[int, Question]]) -> None:
