@@ -332,6 +332,7 @@ class RACOTrainer(UnwrappedTrainer):
             "reference": self.reference.kind,
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "parameters": sum(p.numel() for p in parameters),
+            "ranks": self.args.world_size,
             "steps_hold": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
         }
 
