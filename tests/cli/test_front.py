@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from paretune.cli.main import main
+from paretune.cli.main import STOPPED, main
 from paretune.pipelines.front import engine
+from paretune.training.rundir import run_record
 from paretune.training.trainer import RACOTrainer
 from tests.cli.made import write_jsonl
 from tests.pipelines.front.made import Inline
@@ -52,8 +54,38 @@ def killed_after_first_cell(command: list[str], out: Path) -> list[int]:
     return workers
 
 
+def test_sigterm_is_handed_on_to_the_workers(model: Path, rows: str, tmp_path: Path) -> None:
+    out = tmp_path / "front"
+    command = words(model, rows, out, "--eval_fraction", "0.4")
+    command[command.index("--max_steps") + 1] = "2000"
+    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(main(command)))
+    process.start()
+    assert process.pid is not None
+    until, trained = time.monotonic() + 300, []
+    while not trained and process.is_alive() and time.monotonic() < until:
+        trained = [path.parent for path in out.glob("cells/*/history.jsonl") if path.stat().st_size]
+        time.sleep(0.05)
+    workers = [child.pid for child in psutil.Process(process.pid).children()]
+    process.terminate()
+    process.join(120)
+    assert process.exitcode == STOPPED and workers
+    all_gone(workers)
+    (cell,) = trained
+    assert run_record(cell)["status"] == "interrupted"
+    (checkpoint,) = cell.glob("checkpoint-*")
+    assert 0 < int(checkpoint.name.partition("-")[2]) < 2000
+    assert not (cell / "cell.json").exists() and len(finished_cells(out)) == 1, "the base was scored before"
+
+
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def all_gone(workers: list[int]) -> None:
+    until = time.monotonic() + 60
+    while not all(map(gone, workers)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert all(map(gone, workers)), "workers end with their command"
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,10 +101,7 @@ def test_a_killed_front_goes_on(
     workers = killed_after_first_cell(command, out)
     before = finished_cells(out)
     assert 1 <= len(before) < 4 and workers
-    until = time.monotonic() + 60
-    while not all(map(gone, workers)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert all(map(gone, workers)), "workers end with their command"
+    all_gone(workers)
     run_here(monkeypatch)
 
     with monkeypatch.context() as patch:  # and once stopped in good order, while a cell trains
