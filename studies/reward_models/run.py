@@ -1,11 +1,12 @@
 """Do reward models of every kind reach the accuracy that nobody can exceed on labels with known noise?
 
-    python studies/reward_models/run.py                          # all kinds and an ensemble: see README.md for the time
+    python studies/reward_models/run.py                              # all kinds and an ensemble; README.md has the time
+    python studies/reward_models/run.py --world safety --device cuda
     python studies/reward_models/run.py --kinds pairwise --items 200 200
 
-Responses of the world of `words.py` get noisy utilities u = κ r + Gumbel noise per objective, from their exact rewards
-r. Then P(u_a > u_b) = σ(κ (r_a - r_b)) exactly, a ranking by u is Plackett and Luce's, and E u is κ r and a constant:
-one file of scored rows serves every kind. Figures of held-out items go to results.json beside this file.
+Responses get noisy utilities u = κ r + Gumbel noise per objective, from their exact rewards r. Then P(u_a > u_b) =
+σ(κ (r_a - r_b)) exactly, a ranking by u is Plackett and Luce's, and E u is κ r and a constant: one file of scored rows
+serves every kind. Figures of held-out prompts go to results-WORLD.json beside this file.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import argparse
 import json
 import logging
 import math
-import random
+import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,47 +38,21 @@ from paretune.pipelines.rewards.training import RewardConfig  # noqa: E402
 from paretune.preferences.ensembles import tilted  # noqa: E402
 from paretune.preferences.reward_models.sources import reward_model_source  # noqa: E402
 from paretune.sandbox.labels import sigmoid  # noqa: E402
-from paretune.sandbox.language import make_items  # noqa: E402
 from paretune.sandbox.world import World  # noqa: E402
 from paretune.training.record import commit, versions, write_json  # noqa: E402
-from studies.reward_models.words import WORDS_WORLD, write_base  # noqa: E402
+from studies.reward_models.settings import KINDS, QUIET, SETTINGS, Setting, Texts  # noqa: E402
 
-KAPPA = 1.0
 BOUND = 0.02  # a kind has reached the ceiling when the interval of its shortfall ends below this
-RESPONSES, PAIRS = 4, 3  # of an item, in training; all six pairs of a held-out item count
-TRAIN_ITEMS, HELD_ITEMS = 1500, 500
-# name -> settings of `RewardConfig` beside the common ones
-KINDS: dict[str, dict[str, Any]] = {
-    "pairwise": {"kind": "pairwise", "centring": 0.01},
-    "pairwise, token sum": {"kind": "pairwise", "token_level": "sum"},
-    "pointwise": {"kind": "pointwise"},
-    "listwise": {"kind": "listwise"},
-    "ridge": {"kind": "ridge"},
-}
-COMMON: dict[str, Any] = {
-    "learning_rate": 3e-3,
-    "num_train_epochs": 4,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-    "logging_steps": 50,
-}
 
 
-def draw_responses(world: World, prompts: int, seed: int, *, held_out: bool) -> list[dict[str, Any]]:
-    """Per item four different responses, and their exact rewards, (K, m)."""
-    rng = random.Random(f"{world.name} responses {seed}")
+def scored_responses(world: World, texts: Texts) -> list[dict[str, Any]]:
+    """Per item its responses, as rows take them, and their exact rewards, (K, m)."""
     found = []
-    for item in make_items(world, prompts, seed=seed, held_out=held_out):
-        texts = list(dict.fromkeys(world.demonstrate(item, rng) for _ in range(RESPONSES)))
-        scores = [world.score(item, text) for text in texts]
+    for item, responses in texts:
+        scores = [world.score(item, text) for text in responses]
         rewards = np.array([[one[name] for name in world.objectives] for one in scores])
-        responses = [f" {text}" for text in texts]
-        found.append({"prompt": item.prompt, "responses": responses, "rewards": rewards, "group": item.group})
+        given = [f" {text}" for text in responses]
+        found.append({"prompt": item.prompt, "responses": given, "rewards": rewards, "group": item.group})
     return found
 
 
@@ -90,20 +67,18 @@ def scored_rows(world: World, drawn: Sequence[dict[str, Any]], kappa: float, see
     return rows
 
 
-def train(base: Path, rows: list[dict[str, Any]], out: str, own: dict[str, Any], seed: int, batch: int = 16) -> float:
+def train(base: Path, rows: list[dict[str, Any]], out: str, own: Mapping[str, Any], pairs: int, seed: int) -> float:
     """One reward model in `out`; returns the seconds that it took."""
     started = time.perf_counter()
-    pairs = own["kind"] == "pairwise"
-    args = RewardConfig(
-        output_dir=out, seed=seed, per_device_train_batch_size=batch * (PAIRS if pairs else 1), **{**COMMON, **own}
-    )
-    run_reward(prepare_reward(str(base), args, rows, data_options={"max_pairs": PAIRS} if pairs else {}))
+    data_options = {"max_pairs": pairs} if own["kind"] == "pairwise" else {}
+    args = RewardConfig(output_dir=out, seed=seed, **own)
+    run_reward(prepare_reward(str(base), args, rows, data_options=data_options))
     return time.perf_counter() - started
 
 
-def rewards_of(model: str, name: str, held: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+def rewards_of(model: str, name: str, held: Sequence[dict[str, Any]], device: str) -> list[np.ndarray]:
     """One head's rewards of all held-out responses, as `paretune label` would ask for them."""
-    source = reward_model_source(name, model, {"batch_size": 256})
+    source = reward_model_source(name, model, {"batch_size": 256, "device": device})
     assert source.score is not None
     prompts = [one["prompt"] for one in held for _ in one["responses"]]
     responses = [response for one in held for response in one["responses"]]
@@ -143,45 +118,84 @@ def judged(held: Sequence[dict[str, Any]], rewards: Sequence[np.ndarray], i: int
     }
 
 
-def study(kinds: Sequence[str], *, seed: int = 0, items: tuple[int, int] = (TRAIN_ITEMS, HELD_ITEMS)) -> dict[str, Any]:
-    """All kinds: {kind: {objective: figures, "seconds"}}, and the sizes."""
-    world = WORDS_WORLD
-    drawn = draw_responses(world, items[0], seed, held_out=False)
-    held = draw_responses(world, items[1], seed + 1, held_out=True)
-    rows = scored_rows(world, drawn, KAPPA, seed)
-    found: dict[str, Any] = {"train_items": len(drawn), "held_out_items": len(held), "kinds": {}}
+def study(
+    setting: Setting, kinds: Sequence[str], *, seed: int = 0, device: str = "cpu", at_once: int = 1
+) -> dict[str, Any]:
+    """All kinds: {kind: {objective: figures, "seconds"}}, and the sizes.
+
+    Args:
+        at_once: models that are trained side by side, each in a process of its own; 1: in this one.
+    """
+    world = setting.world
     with tempfile.TemporaryDirectory() as folder:
-        base = write_base(Path(folder) / "base", seed)
-        members = []
+        base = setting.base(Path(folder) / "base", seed)
+        drawn, held = (
+            scored_responses(world, setting.draw(world, base, prompts, responses, seed + out, bool(out), device))
+            for out, (prompts, responses) in enumerate(zip(setting.items, setting.responses, strict=True))
+        )
+        rows = scored_rows(world, drawn, setting.kappa, seed)
+        found: dict[str, Any] = {
+            "train_prompts": len(drawn),
+            "train_responses": sum(len(one["responses"]) for one in drawn),
+            "held_out_prompts": len(held),
+            "kinds": {},
+        }
+        to_train = [(kind, seed) for kind in kinds if kind != "ridge"]
+        if len(kinds) == len(KINDS):  # the ensemble's others
+            to_train += [("pairwise", seed + k) for k in range(1, setting.members)]
+        rewards = {}
+        given = [(setting, base, folder, rows, held, device, kind, number) for kind, number in to_train]
+        for one in _mapped(_trained, given, at_once):
+            rewards.update(one)
+        if "ridge" in kinds:  # as ArmoRM does it: on the frozen trunk of a reward model
+            trunk = Path(_place(folder, "pairwise", seed)) if ("pairwise", seed) in rewards else base
+            rewards.update(_trained((setting, trunk, folder, rows, held, device, "ridge", seed)))
         for kind in kinds:
-            out = f"{folder}/{kind.replace(', ', '-').replace(' ', '-')}"
-            started = base
-            if kind == "ridge":  # as ArmoRM does it: on the frozen trunk of a reward model
-                started = Path(folder) / "pairwise"
-            seconds = train(started, rows, out, KINDS[kind], seed)
-            rewards = [rewards_of(out, objective, held) for objective in world.objectives]
-            found["kinds"][kind] = _figures(world, held, rewards) | {"seconds": round(seconds, 1)}
-            if kind == "pairwise":
-                members.append(rewards)
-            print(json.dumps({kind: _short(found["kinds"][kind])}), flush=True)
-        if len(kinds) == len(KINDS):
-            members += [_another(base, rows, f"{folder}/member", world, held, seed + k) for k in (1, 2)]
-            for way, tau in (("mean", math.inf), ("tilted, tau 1", 1.0), ("worst", 0.0)):
-                combined = [
-                    [tilted([m[i][n] for m in members], tau) for n in range(len(held))]
-                    for i in range(len(world.objectives))
-                ]
-                found["kinds"][f"ensemble of 3, {way}"] = _figures(world, held, combined)
+            own, seconds = rewards[kind, seed]
+            found["kinds"][kind] = _figures(setting, held, own) | {"seconds": round(seconds, 1)}
+        members = [rewards[key][0] for key in to_train if key[0] == "pairwise"]
+        for way, tau in (("mean", math.inf), ("tilted, tau 1", 1.0), ("worst", 0.0)) if len(members) > 1 else ():
+            combined = [
+                [tilted([member[i][n] for member in members], tau) for n in range(len(held))]
+                for i in range(len(world.objectives))
+            ]
+            found["kinds"][f"ensemble of {len(members)}, {way}"] = _figures(setting, held, combined)
     return found
 
 
-def _another(base: Path, rows: list[dict[str, Any]], out: str, world: World, held: Any, seed: int) -> Any:
-    train(base, rows, f"{out}-{seed}", KINDS["pairwise"], seed)
-    return [rewards_of(f"{out}-{seed}", objective, held) for objective in world.objectives]
+Rewards = dict[tuple[str, int], tuple[list[list[np.ndarray]], float]]  # (kind, seed) -> per objective, seconds
 
 
-def _figures(world: World, held: Any, rewards: Any) -> dict[str, Any]:
-    return {name: judged(held, rewards[i], i, KAPPA) for i, name in enumerate(world.objectives)}
+def _mapped(function: Any, given: Sequence[Any], at_once: int) -> Iterable[Rewards]:
+    if at_once == 1:
+        yield from map(function, given)
+        return
+    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
+        yield from pool.map(function, given)
+
+
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def _place(folder: str, kind: str, seed: int) -> str:
+    return f"{folder}/{kind.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def _trained(given: tuple[Setting, Path, str, Any, Any, str, str, int]) -> Rewards:
+    """One model: trained, saved, and asked about what is held out."""
+    setting, base, folder, rows, held, device, kind, seed = given
+    out = _place(folder, kind, seed)
+    own = {**QUIET, **setting.kinds[kind], "use_cpu": device == "cpu"}
+    seconds = train(base, rows, out, own, setting.pairs, seed)
+    rewards = [rewards_of(out, name, held, device) for name in setting.world.objectives]
+    print(json.dumps({f"{kind} {seed}": _short(_figures(setting, held, rewards))}), flush=True)
+    return {(kind, seed): (rewards, seconds)}
+
+
+def _figures(setting: Setting, held: Any, rewards: Any) -> dict[str, Any]:
+    return {name: judged(held, rewards[i], i, setting.kappa) for i, name in enumerate(setting.world.objectives)}
 
 
 def _short(figures: dict[str, Any]) -> dict[str, str]:
@@ -195,18 +209,25 @@ def _short(figures: dict[str, Any]) -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", default="words", choices=list(SETTINGS))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--items", nargs=2, type=int, default=[TRAIN_ITEMS, HELD_ITEMS])
+    parser.add_argument("--items", nargs=2, type=int, metavar=("TRAIN", "HELD_OUT"), help="prompts, if fewer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--at_once", type=int, default=1, help="models to train side by side")
+    parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    started = time.process_time()
-    content: dict[str, Any] = {"commit": commit(), "versions": versions(), "kappa": KAPPA, "bound": BOUND}
-    content |= {"seed": chosen.seed, **study(chosen.kinds, seed=chosen.seed, items=tuple(chosen.items))}
+    setting = SETTINGS[chosen.world]
+    if chosen.items:
+        setting = replace(setting, items=tuple(chosen.items))
+    _quiet()
+    started, began = time.process_time(), time.perf_counter()
+    content: dict[str, Any] = {"commit": commit(), "versions": versions(), "world": chosen.world}
+    content |= {"kappa": setting.kappa, "bound": BOUND, "seed": chosen.seed, "device": chosen.device}
+    content |= study(setting, chosen.kinds, seed=chosen.seed, device=chosen.device, at_once=chosen.at_once)
     content["core_seconds"] = round(time.process_time() - started, 1)
-    write_json(chosen.out, content)
+    content["seconds"] = round(time.perf_counter() - began, 1)
+    write_json(chosen.out or HERE / f"results-{chosen.world}.json", content)
     return 0
 
 
