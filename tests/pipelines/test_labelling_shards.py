@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,23 @@ def test_what_is_lost_too_often_or_fails_is_an_error() -> None:
         labelled({"long": {**LENGTH, "batch_size": 100}}, Lossy(3), "a.sqlite")
     with pytest.raises(InputError, match="source 'bad': KeyError: 'no'"):
         labelled({"bad": {"function": "shard_rewards:failing"}}, Inline(), "b.sqlite")
+
+
+def test_ctrl_c_keeps_what_was_answered() -> None:
+    class Interrupted(Lossy):
+        def wait(self, seconds: float) -> list[Ended]:
+            if len(self.jobs) == 3:  # of five
+                os.kill(os.getpid(), signal.SIGINT)  # in the midst of the engine's work, which is not cut short
+            return super().wait(seconds)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        labelled({"long": LENGTH}, Interrupted(0), "far.sqlite")
+    assert signal.getsignal(signal.SIGINT) is before
+    engine = Lossy(0)
+    again, _ = labelled({"long": LENGTH}, engine, "far.sqlite")
+    assert sum(len(job.arguments[3]) for job in engine.jobs_seen) == 12, "three shards of six were answered before"
+    assert again == labelled({"long": LENGTH}, None, "near.sqlite")[0]
 
 
 def test_another_source_of_the_same_name_is_refused() -> None:
