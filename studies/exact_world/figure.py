@@ -5,8 +5,7 @@ python studies/exact_world/figure.py [--out FILE]
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,10 @@ matplotlib.use("agg")
 from matplotlib import pyplot  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1])]
+
+from studies.drawing import figure_command  # noqa: E402
+
 COLOURS = {"linear": "#0072b2", "raco": "#d55e00", "cagrad": "#e69f00", "mgda": "#666666", "pcgrad": "#009e73"}
 MARKS = {"linear": "o", "raco": "D", "cagrad": "s", "mgda": "^", "pcgrad": "v"}
 
@@ -72,16 +75,5 @@ def draw(results: dict[str, Any]) -> Any:
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results.json")
-    parser.add_argument("--out", type=Path, default=HERE / "figure.svg")
-    options = parser.parse_args()
-    # the same results give the same file: no date, no random identifiers; text stays text
-    matplotlib.rcParams.update({"svg.hashsalt": "paretune", "svg.fonttype": "none"})
-    figure = draw(json.loads(options.results.read_text(encoding="utf-8")))
-    figure.savefig(options.out, metadata={"Date": None} if options.out.suffix == ".svg" else None, dpi=110)
-
-
 if __name__ == "__main__":
-    main()
+    figure_command(__doc__, HERE, draw)

@@ -5,8 +5,7 @@ python studies/groups/figure.py
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,10 @@ matplotlib.use("agg")
 from matplotlib import pyplot  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1])]
+
+from studies.drawing import figure_command  # noqa: E402
+
 COLOURS = {
     "linear": "#0072b2",
     "linear-matched": "#56b4e9",
@@ -52,15 +55,5 @@ def draw(results: dict[str, Any]) -> Any:
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results.json")
-    parser.add_argument("--out", type=Path, default=HERE / "figure.svg")
-    options = parser.parse_args()
-    # the same results give the same file: no date, no random identifiers; text stays text
-    matplotlib.rcParams.update({"svg.hashsalt": "paretune", "svg.fonttype": "none"})
-    draw(json.loads(options.results.read_text(encoding="utf-8"))).savefig(options.out, metadata={"Date": None})
-
-
 if __name__ == "__main__":
-    main()
+    figure_command(__doc__, HERE, draw)
