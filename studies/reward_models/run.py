@@ -144,12 +144,13 @@ def study(
         if len(kinds) == len(KINDS):  # the ensemble's others
             to_train += [("pairwise", seed + k) for k in range(1, setting.members)]
         rewards = {}
-        given = [(setting, base, folder, rows, held, device, kind, number) for kind, number in to_train]
+        name = setting.world.name  # of SETTINGS; a world itself cannot be sent to another process
+        given = [(name, base, folder, rows, held, device, kind, number) for kind, number in to_train]
         for one in _mapped(_trained, given, at_once):
             rewards.update(one)
         if "ridge" in kinds:  # as ArmoRM does it: on the frozen trunk of a reward model
             trunk = Path(_place(folder, "pairwise", seed)) if ("pairwise", seed) in rewards else base
-            rewards.update(_trained((setting, trunk, folder, rows, held, device, "ridge", seed)))
+            rewards.update(_trained((name, trunk, folder, rows, held, device, "ridge", seed)))
         for kind in kinds:
             own, seconds = rewards[kind, seed]
             found["kinds"][kind] = _figures(setting, held, own) | {"seconds": round(seconds, 1)}
@@ -183,13 +184,14 @@ def _place(folder: str, kind: str, seed: int) -> str:
     return f"{folder}/{kind.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
-def _trained(given: tuple[Setting, Path, str, Any, Any, str, str, int]) -> Rewards:
+def _trained(given: tuple[str, Path, str, Any, Any, str, str, int]) -> Rewards:
     """One model: trained, saved, and asked about what is held out."""
-    setting, base, folder, rows, held, device, kind, seed = given
+    name, base, folder, rows, held, device, kind, seed = given
+    setting = SETTINGS[name]
     out = _place(folder, kind, seed)
     own = {**QUIET, **setting.kinds[kind], "use_cpu": device == "cpu"}
     seconds = train(base, rows, out, own, setting.pairs, seed)
-    rewards = [rewards_of(out, name, held, device) for name in setting.world.objectives]
+    rewards = [rewards_of(out, objective, held, device) for objective in setting.world.objectives]
     print(json.dumps({f"{kind} {seed}": _short(_figures(setting, held, rewards))}), flush=True)
     return {(kind, seed): (rewards, seconds)}
 

@@ -77,8 +77,8 @@ def safety_base(folder: Path, seed: int) -> Path:
 
 KINDS: dict[str, dict[str, Any]] = {
     "pairwise": {"kind": "pairwise", "centring": 0.01},
-    "pairwise, token sum": {"kind": "pairwise", "token_level": "sum"},
     "pointwise": {"kind": "pointwise"},
+    "pairwise, token sum": {"kind": "pairwise", "token_level": "sum"},
     "listwise": {"kind": "listwise"},
     "ridge": {"kind": "ridge"},
 }
