@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from paretune.sandbox.labels import Labelling, ceiling
+from paretune.sandbox.language import make_items
+from paretune.sandbox.safety import SAFETY
 from studies.reward_models import run
+from studies.reward_models.settings import KINDS, SETTINGS, demonstrated, sampled
 from studies.reward_models.words import KIND, OPPOSITE, WORDS, WORDS_WORLD, WORTH
+from tests.sandbox.bases_made import base_of
 
 STUDY = Path(run.__file__).parent
 
@@ -26,7 +31,8 @@ def test_the_world_is_exact() -> None:
 
 
 def test_who_knows_the_rewards_lacks_nothing_and_a_coin_lacks_the_rest() -> None:
-    held = run.draw_responses(WORDS_WORLD, 60, 3, held_out=True)
+    texts = demonstrated(WORDS_WORLD, Path(), 60, 4, 3, True, "cpu")
+    held = run.scored_responses(WORDS_WORLD, texts)
     for i in range(2):
         best = run.judged(held, [one["rewards"][:, i] for one in held], i, 2.0)
         pairs = [(a, b) for one in held for k, a in enumerate(one["rewards"]) for b in one["rewards"][k + 1 :]]
@@ -49,20 +55,30 @@ def test_utilities_have_the_noise_that_the_ceiling_is_of() -> None:
 
 
 def test_a_listwise_model_comes_near_in_small() -> None:
-    found = run.study(["listwise"], items=(250, 100))["kinds"]["listwise"]
+    found = run.study(replace(SETTINGS["words"], items=(250, 100)), ["listwise"])["kinds"]["listwise"]
     assert found["worth"]["shortfall"] < 0.06 and found["worth"]["accuracy"] > 0.6
 
 
-def test_the_page_says_what_the_data_say() -> None:
-    results = json.loads((STUDY / "results.json").read_text(encoding="utf-8"))
+def test_the_base_is_asked_each_prompt_once() -> None:
+    texts = sampled(SAFETY, base_of("safety"), 12, 5, 7, True, "cpu")
+    held_out = {item.group for item in make_items(SAFETY, 5000, seed=0, held_out=True)}
+    assert len({item.prompt for item, _ in texts}) == len(texts) > 6
+    assert {item.group for item, _ in texts} <= held_out
+    assert all(2 <= len(responses) == len(set(responses)) <= 5 for _, responses in texts)
+
+
+@pytest.mark.parametrize("world", list(SETTINGS))
+def test_the_page_says_what_the_data_say(world: str) -> None:
+    results = json.loads((STUDY / f"results-{world}.json").read_text(encoding="utf-8"))
     page = (STUDY / "README.md").read_text(encoding="utf-8")
-    assert results["bound"] == run.BOUND and set(run.KINDS) <= set(results["kinds"])
+    assert results["bound"] == run.BOUND and results["kappa"] == SETTINGS[world].kappa
+    assert set(KINDS) <= set(results["kinds"])
     for kind, figures in results["kinds"].items():
-        own = [figures[name] for name in WORDS_WORLD.objectives]
+        own = [figures[name] for name in SETTINGS[world].world.objectives]
         cells = [
             f"{100 * one['accuracy']:.2f} of {100 * one['ceiling']:.2f} | "
             f"{100 * one['interval'][0]:.2f} to {100 * one['interval'][1]:.2f}"
             for one in own
         ]
-        assert f"| {kind} | {' | '.join(cells)} |" in page, kind
-        assert all(one["reached"] for one in own), "the page says that every kind reaches it"
+        reached = "yes" if all(one["reached"] for one in own) else "no"
+        assert f"| {kind} | {' | '.join(cells)} | {reached} |" in page, kind
