@@ -185,7 +185,8 @@ def _place(folder: str, kind: str, seed: int) -> str:
 
 
 def _trained(given: tuple[str, Path, str, Any, Any, str, str, int]) -> Rewards:
-    """One model: trained, saved, and asked about what is held out."""
+    """One model: trained, saved, and asked about what is held out. Of a setting that was changed, what was changed must
+    be in `rows` and `held`: all else is looked up by the world's name."""
     name, base, folder, rows, held, device, kind, seed = given
     setting = SETTINGS[name]
     out = _place(folder, kind, seed)

@@ -122,7 +122,7 @@ SETTINGS: dict[str, Setting] = {
         members=1,
         base=safety_base,
         draw=sampled,
-        # as first looks on another seed had them, see README.md
+        # guessed from first looks on another seed, see README.md
         kinds={
             "pairwise": _with("pairwise", 5e-4, passes=3, batch=128),
             "pairwise, token sum": _with("pairwise, token sum", 2e-3, passes=2, batch=128),

@@ -86,10 +86,11 @@ def _ask_shards(
         given = (list(prompts[own]), list(responses[own]), None if references is None else list(references[own]), told)
         name = f"{source.name} {start}"
         jobs[name] = start, Job(name, answer_shard, (source.name, entry, source.fingerprint, *given))
-        engine.submit(jobs[name][1])
     tries: Counter[str] = Counter()
     total = len(jobs)
     with stops_between() as stop_if_asked:
+        for _, job in jobs.values():
+            engine.submit(job)
         while jobs:
             for end in engine.wait(_TURN):
                 start, job = jobs.pop(end.name)
