@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from paretune.preferences.reward_models.sources import reward_model_source  # no
 from paretune.sandbox.labels import sigmoid  # noqa: E402
 from paretune.sandbox.world import World  # noqa: E402
 from paretune.training.record import commit, versions, write_json  # noqa: E402
-from studies.reward_models.settings import KINDS, QUIET, SETTINGS, Setting, Texts  # noqa: E402
+from studies.reward_models.settings import KINDS, QUIET, SETTINGS, TRUNKS, Setting, Texts  # noqa: E402
 
 BOUND = 0.02  # a kind has reached the ceiling when the interval of its shortfall ends below this
 
@@ -140,39 +140,60 @@ def study(
             "held_out_prompts": len(held),
             "kinds": {},
         }
-        to_train = [(kind, seed) for kind in kinds if kind != "ridge"]
+        to_train = [(kind, seed) for kind in kinds if kind not in TRUNKS]
         if len(kinds) == len(KINDS):  # the ensemble's others
             to_train += [("pairwise", seed + k) for k in range(1, setting.members)]
-        rewards = {}
-        name = setting.world.name  # of SETTINGS; a world itself cannot be sent to another process
-        given = [(name, base, folder, rows, held, device, kind, number) for kind, number in to_train]
-        for one in _mapped(_trained, given, at_once):
+        told = Told(folder, rows, held, device, setting.pairs, setting.kappa, world.objectives)
+        rewards: Rewards = {}
+        for one in _mapped([(told, base, kind, setting.kinds[kind], number) for kind, number in to_train], at_once):
             rewards.update(one)
-        if "ridge" in kinds:  # as ArmoRM does it: on the frozen trunk of a reward model
-            trunk = Path(_place(folder, "pairwise", seed)) if ("pairwise", seed) in rewards else base
-            rewards.update(_trained((name, trunk, folder, rows, held, device, "ridge", seed)))
+        for kind in (kind for kind in kinds if kind in TRUNKS):
+            trunk = Path(told.place(TRUNKS[kind], seed)) if (TRUNKS[kind], seed) in rewards else base
+            rewards.update(_trained((told, trunk, kind, setting.kinds[kind], seed)))
         for kind in kinds:
             own, seconds = rewards[kind, seed]
-            found["kinds"][kind] = _figures(setting, held, own) | {"seconds": round(seconds, 1)}
+            found["kinds"][kind] = told.figures(own) | {"seconds": round(seconds, 1), "settings": setting.kinds[kind]}
         members = [rewards[key][0] for key in to_train if key[0] == "pairwise"]
         for way, tau in (("mean", math.inf), ("tilted, tau 1", 1.0), ("worst", 0.0)) if len(members) > 1 else ():
             combined = [
                 [tilted([member[i][n] for member in members], tau) for n in range(len(held))]
                 for i in range(len(world.objectives))
             ]
-            found["kinds"][f"ensemble of {len(members)}, {way}"] = _figures(setting, held, combined)
+            found["kinds"][f"ensemble of {len(members)}, {way}"] = told.figures(combined)
     return found
 
 
 Rewards = dict[tuple[str, int], tuple[list[list[np.ndarray]], float]]  # (kind, seed) -> per objective, seconds
 
 
-def _mapped(function: Any, given: Sequence[Any], at_once: int) -> Iterable[Rewards]:
+@dataclass(frozen=True)
+class Told:
+    """What a process is told of a setting, whose world cannot be sent to it."""
+
+    folder: str
+    rows: list[dict[str, Any]]
+    held: list[dict[str, Any]]
+    device: str
+    pairs: int
+    kappa: float
+    objectives: Sequence[str]
+
+    def place(self, kind: str, seed: int) -> str:
+        return f"{self.folder}/{kind.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+    def figures(self, rewards: Sequence[Sequence[np.ndarray]]) -> dict[str, Any]:
+        return {name: judged(self.held, rewards[i], i, self.kappa) for i, name in enumerate(self.objectives)}
+
+
+Task = tuple[Told, Path, str, Mapping[str, Any], int]  # (told, base, kind, its settings, seed)
+
+
+def _mapped(tasks: Sequence[Task], at_once: int) -> Iterable[Rewards]:
     if at_once == 1:
-        yield from map(function, given)
+        yield from map(_trained, tasks)
         return
     with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
-        yield from pool.map(function, given)
+        yield from pool.map(_trained, tasks)
 
 
 def _quiet() -> None:
@@ -180,25 +201,14 @@ def _quiet() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def _place(folder: str, kind: str, seed: int) -> str:
-    return f"{folder}/{kind.replace(', ', '-').replace(' ', '-')}-{seed}"
-
-
-def _trained(given: tuple[str, Path, str, Any, Any, str, str, int]) -> Rewards:
-    """One model: trained, saved, and asked about what is held out. Of a setting that was changed, what was changed must
-    be in `rows` and `held`: all else is looked up by the world's name."""
-    name, base, folder, rows, held, device, kind, seed = given
-    setting = SETTINGS[name]
-    out = _place(folder, kind, seed)
-    own = {**QUIET, **setting.kinds[kind], "use_cpu": device == "cpu"}
-    seconds = train(base, rows, out, own, setting.pairs, seed)
-    rewards = [rewards_of(out, objective, held, device) for objective in setting.world.objectives]
-    print(json.dumps({f"{kind} {seed}": _short(_figures(setting, held, rewards))}), flush=True)
+def _trained(task: Task) -> Rewards:
+    """One model: trained, saved, and asked about what is held out."""
+    told, base, kind, own, seed = task
+    out = told.place(kind, seed)
+    seconds = train(base, told.rows, out, {**QUIET, **own, "use_cpu": told.device == "cpu"}, told.pairs, seed)
+    rewards = [rewards_of(out, objective, told.held, told.device) for objective in told.objectives]
+    print(json.dumps({f"{kind} {seed}": _short(told.figures(rewards))}), flush=True)
     return {(kind, seed): (rewards, seconds)}
-
-
-def _figures(setting: Setting, held: Any, rewards: Any) -> dict[str, Any]:
-    return {name: judged(held, rewards[i], i, setting.kappa) for i, name in enumerate(setting.world.objectives)}
 
 
 def _short(figures: dict[str, Any]) -> dict[str, str]:

@@ -80,8 +80,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "pointwise": {"kind": "pointwise"},
     "pairwise, token sum": {"kind": "pairwise", "token_level": "sum"},
     "listwise": {"kind": "listwise"},
-    "ridge": {"kind": "ridge"},
+    "ridge, pointwise trunk": {"kind": "ridge"},
+    "ridge, pairwise trunk": {"kind": "ridge"},
 }
+# What ridge heads are fitted on, as ArmoRM's are on a trained reward model. Theirs are regressions on scores without an
+# intercept: a trunk that learned from scores has what they need, one that learned from pairs knows a prompt's responses
+# only up to a constant. So the first is what the kind is judged by, and the second is shown.
+TRUNKS = {"ridge, pointwise trunk": "pointwise", "ridge, pairwise trunk": "pairwise"}
 
 
 def _with(kind: str, rate: float, *, passes: float, batch: int) -> dict[str, Any]:
@@ -122,13 +127,13 @@ SETTINGS: dict[str, Setting] = {
         members=1,
         base=safety_base,
         draw=sampled,
-        # guessed from first looks on another seed, see README.md
+        # from first looks and a first run on other seeds, see README.md
         kinds={
-            "pairwise": _with("pairwise", 5e-4, passes=3, batch=128),
-            "pairwise, token sum": _with("pairwise, token sum", 2e-3, passes=2, batch=128),
+            "pairwise": _with("pairwise", 5e-4, passes=6, batch=128),
+            "pairwise, token sum": _with("pairwise, token sum", 2e-3, passes=5, batch=256),
             "pointwise": _with("pointwise", 5e-4, passes=10, batch=4),
             "listwise": _with("listwise", 1e-3, passes=6, batch=4),
-            "ridge": KINDS["ridge"],
+            **{name: KINDS[name] for name in TRUNKS},
         },
     ),
 }
