@@ -35,6 +35,7 @@ FAULTS = {
     "ok": "none",
     "400": "refused: this request is wrong",
     "401": "refused: wrong key (the answer repeats it, as servers do)",
+    "402": "refused: no money left",
     "429": "too many requests, with Retry-After",
     "500": "an error of the server",
     "503": "no room",
@@ -47,7 +48,8 @@ FAULTS = {
     "one": "one choice, whatever n says, as some servers do",
     "slow": "the answer in many pieces over `stall` seconds",
 }
-_REFUSALS = {"400": "bad request", "401": "bad key", "429": "too many requests", "500": "an error", "503": "no room"}
+_REFUSALS = {"400": "bad request", "401": "bad key", "402": "no money", "429": "too many requests"}
+_REFUSALS |= {"500": "an error", "503": "no room"}
 
 
 @dataclass

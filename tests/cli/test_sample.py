@@ -215,7 +215,7 @@ def test_a_server_that_fails_loses_no_finished_work(
         server.faults = ["ok", "ok", "500", "400"]
         assert paretune("sample", *words) == 2
         told = capsys.readouterr()
-        assert "10 of 12 prompts" in told.out and "2 prompts failed" in told.out and len(read(out)) == 10
+        assert "10 of 12 prompts" in told.out and "1 prompts failed" in told.out and len(read(out)) == 10
         assert "a prompt failed: InternalServerError" in told.err
         server.faults = ["500"] * 2
         assert paretune("sample", *words) == 2
@@ -228,6 +228,23 @@ def test_a_server_that_fails_loses_no_finished_work(
     words[words.index("--out") + 1] = tmp_path / "new.jsonl"
     assert paretune("sample", *words, "--take", "2") == 2, "fewer than would count as gone"
     assert "does not answer" in capsys.readouterr().err
+
+
+def test_prompts_that_the_server_refuses_block_no_other(
+    served: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_jsonl(tmp_path / "p.jsonl", prompts(14)), tmp_path / "r.jsonl"
+    words = ["--prompts", data, "--n", "1", "--max_tokens", "3", "--concurrency", "1", "--retries", "0", "--out", out]
+    with serving(*served) as server:
+        words += ["--model", "tiny", "--server", server.url]
+        server.faults = ["400"] * 12
+        assert paretune("sample", *words) == 2
+        told = capsys.readouterr()
+        assert "2 of 14 prompts" in told.out and "12 prompts refused by the server" in told.out and len(read(out)) == 2
+        assert told.err.count("a prompt was refused: BadRequestError") == 1
+        server.faults = ["500"] * 7 + ["400"] + ["500"] * 4
+        assert paretune("sample", *words) == 2 and "does not answer" in capsys.readouterr().err
+        assert len(server.requests) == 14 + 9, "a refusal says nothing about what fails"
 
 
 def test_killed_under_every_fault_it_ends_as_if_nothing_had_happened(served: tuple[Any, Any], tmp_path: Path) -> None:
@@ -269,6 +286,10 @@ def test_the_key_comes_from_the_environment_and_is_shown_nowhere(
         words[2:2] = ["--max_tokens", "3"]
         assert paretune("sample", *words, "--api_key_env", "MY_KEY") == 2
         assert "MY_KEY" in capsys.readouterr().err and not server.requests
+        for given in (key, "gsk_verysecret123"):
+            assert paretune("sample", *words, "--api_key_env", given) == 2
+            message = capsys.readouterr().err
+            assert "api_key_env" in message and "secret" not in message
         monkeypatch.setenv("MY_KEY", key)
         server.faults = ["401"]
         assert paretune("sample", *words, "--api_key_env", "MY_KEY") == 2

@@ -113,6 +113,7 @@ def _summary(total: int, before: int, done: int, counts: Mapping[str, Any], n: i
         "empty": "empty responses left out",
         "cut": "responses cut off by max_tokens",
         "retries": "requests repeated",
+        "refused": "prompts refused by the server, such as too long ones; the same command asks for them again",
         "failed": "prompts failed; the same command asks for them again",
     }
     lines = [f"{done:,} of {total:,} prompts have their {n} draws" + (f", {before:,} from before" if before else "")]

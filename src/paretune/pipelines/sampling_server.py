@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Any, NoReturn
 from paretune.errors import InputError
 from paretune.pipelines.sampling import Drawn, Progress, PromptRow, ResponseFile, SamplingSettings, tidy
 from paretune.preferences.judges.requests import Failed, Stop, outcome_of, pause, together
+from paretune.preferences.judges.server import Refused, own_fault
+from paretune.preferences.secrets import key_in
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +45,7 @@ class Access:
         Raises:
             InputError: there is none in the named variable.
         """
-        if self.api_key_env is None:
-            return ""
-        secret = os.environ.get(self.api_key_env, "")
-        if not secret:
-            where, fix = f"api_key_env {self.api_key_env}", f"export {self.api_key_env}=…"
-            raise InputError("no such environment variable, or it is empty", where=where, fix=fix)
-        return secret
+        return key_in(self.api_key_env)
 
     def options(self, url: str) -> dict[str, Any]:
         """For the client, which repeats nothing by itself.
@@ -72,11 +67,11 @@ def sample_from_server(
     """Asks for all responses that are missing; each prompt is kept as it is answered.
 
     Messages go to `/chat/completions`, plain prompts to `/completions`. What is repeated is what judges on a server
-    repeat: 429, 5xx, a time-out, a broken connection, half a JSON. A prompt that failed all the same is left for the
-    next run.
+    repeat: 429, 5xx, a time-out, a broken connection, half a JSON. A prompt that failed all the same, or that the
+    server refuses for what is in it (400: too long, ...), is left for the next run.
 
     Returns:
-        counts of what was left out, `failed` prompts and `retries` among them.
+        counts of what was left out, `failed` and `refused` prompts and `retries` among them.
 
     Raises:
         InputError: no client installed, no key in that variable, a server that refuses the requests or is gone.
@@ -121,14 +116,15 @@ class _Session:
     async def _work(self) -> None:
         for row in self.todo:
             answer = await self._draws(row)
+            if isinstance(answer, Refused):  # says nothing about other prompts, nor whether what failed will work
+                self._report("refused", answer.problem)
+                continue
             if not isinstance(answer, Failed):
                 self.file.add([(row, tidy(answer, self.settings, self.counts))])
                 self.in_a_row.clear()
                 self.progress.at()
                 continue
-            if not self.counts.get("failed"):
-                logger.warning("a prompt failed: %s", answer.problem)
-            self._count("failed")
+            self._report("failed", answer.problem)
             self.in_a_row.append(answer)
             if len(self.in_a_row) >= _IN_A_ROW:
                 self._does_not_answer()
@@ -137,17 +133,17 @@ class _Session:
         where, found = str(self.settings.server), self.in_a_row[-1].problem
         raise InputError("the server does not answer", where=where, found=found, fix=_GOES_ON)
 
-    async def _draws(self, row: PromptRow) -> list[Drawn] | Failed:
+    async def _draws(self, row: PromptRow) -> list[Drawn] | Failed | Refused:
         """n responses; a server that answers with fewer (some ignore n) is asked again for the rest."""
         drawn: list[Drawn] = []
         while len(drawn) < self.settings.n:
             answer = await self._repeated(functools.partial(self._request, row, len(drawn)))
-            if isinstance(answer, Failed):
+            if isinstance(answer, Failed | Refused):
                 return answer
             drawn += answer
         return drawn[: self.settings.n]
 
-    async def _repeated(self, send: Callable[[], Awaitable[list[Drawn]]]) -> list[Drawn] | Failed:
+    async def _repeated(self, send: Callable[[], Awaitable[list[Drawn]]]) -> list[Drawn] | Failed | Refused:
         """One request, repeated as often as allowed.
 
         Raises:
@@ -158,10 +154,12 @@ class _Session:
                 async with asyncio.timeout(self.access.timeout):  # the client's own begins anew with every piece
                     return await send()
             except Exception as error:
-                outcome = outcome_of(error, self.secret)
+                outcome, own = outcome_of(error, self.secret), own_fault(error)
             if isinstance(outcome, Stop):
                 raise outcome
             failed, wait, _ = outcome
+            if own:
+                return Refused(failed.problem)
             if wait is None or attempt == self.access.retries:
                 break
             self._count("retries")
@@ -184,6 +182,11 @@ class _Session:
             messages: Any = row.prompt
             reply = await self.client.chat.completions.create(messages=messages, **options)
         return _drawn(reply, chat=not isinstance(row.prompt, str))
+
+    def _report(self, what: str, problem: str) -> None:
+        if not self.counts.get(what):
+            logger.warning("a prompt %s: %s", "failed" if what == "failed" else "was refused", problem)
+        self._count(what)
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1

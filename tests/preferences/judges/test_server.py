@@ -92,6 +92,33 @@ def test_a_server_that_goes_down_loses_no_finished_work(server: ModelServer, tmp
     assert len({str(request["messages"]) for request in server.requests}) == 30
 
 
+def test_what_is_refused_for_its_own_fault_blocks_nothing(
+    server: ModelServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All questions about one prompt that is too long are labels missing at once, and kept; 402 is no such refusal."""
+    store, tally = AnswerStore(tmp_path / "a"), Tally()
+    server.faults = ["400"] * 12 + ["ok"] * 3
+    answers = ask(judge(server, concurrency=1), items(15), store, tally)
+    assert [math.isnan(answer) for answer in answers] == [True] * 12 + [False] * 3
+    assert tally.failed == tally.usage["failed requests"] == 12 and len(server.requests) == 15
+    assert caplog.text.count("was refused, and has no label: BadRequestError") == 1
+    again = Tally()
+    ask(judge(server), items(15), store, again)
+    assert again.found == 15, "nothing is asked again"
+    server.faults = ["500"] * 7 + ["400"] + ["500"] * 7
+    with pytest.raises(InputError, match="does not answer"):
+        ask(judge(server, concurrency=1, retries=0, version=2), items(20), store, Tally())
+    server.faults = ["402"] * 20
+    with pytest.raises(InputError, match="does not answer"):
+        ask(judge(server, concurrency=1, version=2), items(20), store, tally := Tally())
+    assert tally.asked == 0, "none of them is kept"
+    monkeypatch.setattr(judge_server, "REFUSED", 5)
+    server.faults = ["400"] * 20
+    with pytest.raises(InputError, match="refused all of the first 5 questions.*bad request"):
+        ask(judge(server, concurrency=1, timeout=61), items(30, seed=3), store, tally := Tally())
+    assert tally.asked == 5, "kept, so that the same command gets further"
+
+
 def test_one_question_that_fails_is_a_failure(server: ModelServer, tmp_path: Path) -> None:
     store, tally = AnswerStore(tmp_path / "a"), Tally()
     server.faults = ["ok", "500", "ok"]
@@ -192,9 +219,10 @@ def test_the_key_is_shown_nowhere(
         with pytest.raises(InputError, match="a key in it") as caught:
             judge_source("x", "m", {"server": url})
         assert key not in str(caught.value)
-    with pytest.raises(InputError, match="name of an environment variable") as caught:
-        judge(server, api_key_env=key)
-    assert key not in str(caught.value)
+    for given in (key, "gsk_verysecret123", "AKIAVERYSECRET", "ключ_verysecret"):
+        with pytest.raises(InputError, match="api_key_env") as caught:
+            judge(server, api_key_env=given)
+        assert "secret" not in str(caught.value).lower()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ Retry-After says, else after 0.5, 1, 2, ... up to 30 s. What comes of it:
 
     answered                          P from log-probabilities, else from words; NaN for words that name no answer
     refused (401, 403, 404, 405)      the run stops at once
-    another 4xx                       NaN: this one question's fault (too long, ...)
+    400, 413, 414, 422                NaN at once: this one question's fault (too long, stopped by a filter, ...)
+    ... 256 times before any answer   the run stops: such a server refuses what all requests have in common
     failed after all repetitions      NaN, where the server answers others
     8 failures in a row               the run stops, and none of the 8 is kept: the next run asks them again
 """
@@ -17,8 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
-import os
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,8 +42,15 @@ from paretune.preferences.judges.requests import (
     together,
 )
 from paretune.preferences.judges.spending import Budget, Cost
+from paretune.preferences.secrets import key_in
+
+logger = logging.getLogger(__name__)
 
 IN_A_ROW = 8
+# Refusals before any answer. All orders of the pairs of 16 responses to one prompt that is too long are fewer.
+REFUSED = 256
+_OWN_FAULT = (400, 413, 414, 422)  # not 402: without money the server is as good as gone
+_GOES_ON = "What was answered is kept: the same command goes on."
 
 
 @dataclass
@@ -51,11 +59,15 @@ class Server:
 
     Attributes:
         next_slot: time of the loop's clock before which no request goes.
+        answered: whether it has answered any question.
+        refused: questions that it refused for what is in them.
     """
 
     settings: ServerSettings
     budget: Budget = field(init=False)
     next_slot: float = 0.0
+    answered: bool = False
+    refused: int = 0
 
     def __post_init__(self) -> None:
         self.budget = Budget(dict(self.settings.limits), dict(self.settings.prices))
@@ -66,13 +78,19 @@ class Server:
         Raises:
             InputError: there is none in the named variable.
         """
-        name = self.settings.api_key_env
-        if name is None:
-            return ""
-        if not os.environ.get(name):
-            where = f"api_key_env {name}"
-            raise InputError("no such environment variable, or it is empty", where=where, fix=f"export {name}=…")
-        return os.environ[name]
+        return key_in(self.settings.api_key_env)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request that the server refused for what is in it; others may fare better."""
+
+    problem: str
+
+
+def own_fault(error: Exception) -> bool:
+    """Whether a server that is there says that something in this one request is at fault."""
+    return getattr(error, "status_code", None) in _OWN_FAULT
 
 
 def ask_server(
@@ -99,7 +117,13 @@ def ask_server(
             if isinstance(result, BaseException):
                 raise result
             i, answer = result
+            if isinstance(answer, Refused):
+                usage["failed requests"] = usage.get("failed requests", 0) + 1
+                yield i, math.nan
+                _count_refused(server, answer, where)
+                continue
             if not isinstance(answer, Failed):
+                server.answered = True
                 yield from ((position, math.nan) for position, _ in failed)
                 failed.clear()
                 yield i, answer
@@ -112,15 +136,29 @@ def ask_server(
             raise _does_not_answer(where, failed[-1][1])
         yield from ((position, math.nan) for position, _ in failed)
     except Stop as stop:
-        raise InputError(str(stop), where=where, fix="What was answered is kept: the same command goes on.") from None
+        raise InputError(str(stop), where=where, fix=_GOES_ON) from None
     finally:
         session.cancel()
         thread.join()
 
 
 def _does_not_answer(where: str, answer: Failed) -> InputError:
-    fix = "What was answered is kept: the same command goes on."
-    return InputError("the judge's server does not answer", where=where, found=answer.problem, fix=fix)
+    return InputError("the judge's server does not answer", where=where, found=answer.problem, fix=_GOES_ON)
+
+
+def _count_refused(server: Server, answer: Refused, where: str) -> None:
+    """Raises InputError where nothing but refusals has come: rather a wrong option than so many bad questions."""
+    if not server.refused:
+        logger.warning("%s: a question was refused, and has no label: %s", where, answer.problem)
+    server.refused += 1
+    if not server.answered and server.refused >= REFUSED:
+        fix = "Refused questions are kept as missing labels: retry_failed asks them again, the same command the others."
+        raise InputError(
+            f"the judge's server refused all of the first {server.refused} questions",
+            where=where,
+            found=answer.problem,
+            fix=fix,
+        )
 
 
 class _Session:
@@ -186,7 +224,7 @@ class _Session:
         for i, question in todo:
             self.results.put((i, await self._answer(question)))
 
-    async def _answer(self, question: Question) -> float | Failed:
+    async def _answer(self, question: Question) -> float | Failed | Refused:
         """One question, repeated as often as allowed."""
         settings, answer = self.server.settings, Failed("", gone=True)
         body = request_body(settings, self.protocol, question)
@@ -207,6 +245,8 @@ class _Session:
                     raise outcome from None  # its cause may hold the key
                 answer, wait, charged = outcome
                 used = dearest if charged else Cost(calls=1)
+                if own_fault(error):
+                    return Refused(answer.problem)
             finally:
                 self.server.budget.settle(dearest, used)
                 self._count(used)
