@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paretune.comparisons.layouts import LayoutOptions
+from paretune.comparisons.layouts.shared import choose_pairs
 from paretune.errors import InputError
 from paretune.preferences.candidates import Candidates
 from paretune.preferences.judges.protocols import PROTOCOLS, broken, fence, load_protocol, question
@@ -180,9 +182,26 @@ def test_a_knockout_finds_the_best() -> None:
     _, _, _, verdicts = told("knockout", n=30)
     for verdict, labels in verdicts:
         assert max(range(5), key=lambda i: verdict.scores[i]) == 1
-        assert len(labels) == 4
+        assert 4 <= len(labels) < 10 and {pair for pair in labels if 1 in pair} == {(0, 1), (1, 2), (1, 3), (1, 4)}
     draws = {tuple(sorted(labels)) for _, labels in verdicts}
     assert len(draws) > 5, "drawn anew for each prompt"
+
+
+def test_the_best_against_the_worst_of_a_knockout_has_a_label() -> None:
+    """The worst has seldom met the best; P of the two follows along the matches between them."""
+    _, calls, heard, verdicts = told("knockout", n=60)
+    assert len(calls) == 480
+    fair = [(sigmoid(x + BIAS) + sigmoid(x - BIAS)) / 2 for x in (QUALITY[1] - q for q in QUALITY)]  # of 1 against each
+    for n, (verdict, labels) in enumerate(verdicts):
+        ((i, j),) = choose_pairs({"x": verdict.scores}, 5, LayoutOptions(pairs="best-worst"), "p", {"x": labels})
+        assert 1 in (i, j), "the best"
+        won = labels[i, j] if i == 1 else 1 - labels[i, j]
+        assert won == pytest.approx(1 - min(verdict.scores), rel=1e-12) and won >= 0.66
+        met = [k for k in range(5) if (1, k) in heard.answers[n]]
+        assert all(1 - verdict.scores[k] == pytest.approx(fair[k], rel=1e-12) for k in met)
+    made = make_schedule("knockout", None, "x").verdict(3, {(0, 1): 0.6, (1, 0): 0.6, (1, 2): 0.9, (2, 1): 0.3})
+    assert made.pairs is not None and made.pairs[0, 2] == pytest.approx(0.8, rel=1e-12), "odds of 1 and of 4"
+    assert made.inconsistent == {(0, 1), (0, 2)}, "one match on the way is"
 
 
 def test_a_failed_match_of_a_knockout() -> None:

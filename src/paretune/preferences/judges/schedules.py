@@ -5,8 +5,9 @@
     knockout   pairs in both orders, the winner stays in: 2(K-1) calls; finds the best, not the worst
     anchor     each response against the reference in both orders: 2K calls; against the first response: 2(K-1)
 
-Of a knock-out only the pairs that met have labels. Against an anchor each pair has one: P(i better than j) follows from
-P(i) and P(j) against the anchor as Bradley and Terry have it.
+Of a knock-out the pairs that met have labels, and those of the winner: against a response that it never met P follows
+along the matches between them. Against an anchor each pair has one: P(i better than j) follows from P(i) and P(j)
+against the anchor. Both as Bradley and Terry have it.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def _mean(i: int, j: int, answers: Mapping[Pair, float]) -> float:
 def _knockout_verdict(count: int, answers: Mapping[Pair, float]) -> Verdict:
     """Scores: P(better than the winner), from the match that was lost and on along those that its winner lost.
 
-    As Bradley and Terry have it, odds multiply along the way; the winner's score is 1/2 and the highest.
+    As Bradley and Terry have it, odds multiply along the way; the winner's score is 1/2 and the highest. These are also
+    the labels of the winner's pairs: the worst has seldom met it, and the best against the worst would have none.
     """
     met = win_rates(count, answers)
     unknown = (math.nan,) * count
@@ -97,13 +99,19 @@ def _knockout_verdict(count: int, answers: Mapping[Pair, float]) -> Verdict:
             return Verdict(unknown, met.pairs, met.inconsistent)  # who was best is not known
         p = (met.pairs or {})[i, j]
         beaten[j if p >= 0.5 else i] = (i if p >= 0.5 else j, min(p, 1.0 - p) / max(p, 1.0 - p))
-    odds = [1.0] * count
+    odds, pairs, inconsistent = [1.0] * count, dict(met.pairs or {}), set(met.inconsistent)
     for k in range(count):
-        at = k
+        at, split = k, False
         while at in beaten:
-            at, one = beaten[at]
-            odds[k] *= one
-    return Verdict(tuple(o / (1.0 + o) for o in odds), met.pairs, met.inconsistent)
+            by, one = beaten[at]
+            split |= (min(at, by), max(at, by)) in met.inconsistent
+            at, odds[k] = by, odds[k] * one
+        pair = (min(at, k), max(at, k))
+        if at != k and pair not in pairs:
+            p = odds[k] / (1.0 + odds[k])
+            pairs[pair] = p if k < at else 1.0 - p
+            inconsistent |= {pair} if split else set()
+    return Verdict(tuple(o / (1.0 + o) for o in odds), pairs, frozenset(inconsistent))
 
 
 KNOCKOUT = Schedule(lambda count: 2 * (count - 1), _knockout, _knockout_verdict)
