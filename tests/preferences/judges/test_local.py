@@ -107,6 +107,16 @@ def test_several_references(saved: tuple[Path, Any, Any]) -> None:
     assert joined == pytest.approx(told("join", "Reference 1:\nthe moon\n\nReference 2:\na ball"), rel=1e-4) != one
 
 
+def test_a_reference_that_is_a_number(saved: tuple[Path, Any, Any]) -> None:
+    source = judge_source("x", str(saved[0]), {"protocol": "guided"})
+    given = ["4", 4, [4], [None, " ", 4], [None], 4.5]
+    answers = ask(source, [Item("2 + 2?", ("4", "5"), {"reference": one}) for one in given], None, Tally())
+    assert answers[1:4] == pytest.approx(answers[:1] * 3, rel=1e-6)
+    assert math.isnan(answers[4]) and not math.isnan(answers[5]) and answers[5] != answers[0]
+    assert source.requests is not None
+    assert [source.requests({"reference": one}) for one in given] == [1, 1, 1, 1, 0, 1]
+
+
 def test_objectives_share_a_model_and_have_keys_of_their_own(saved: tuple[Path, Any, Any]) -> None:
     path = str(saved[0])
     sources = [judge_source("x", path, {}), judge_source("y", path, {"rubric": "brevity"})]

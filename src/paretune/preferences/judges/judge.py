@@ -23,13 +23,15 @@ from typing import Any
 from paretune.comparisons.rows import Text
 from paretune.errors import InputError
 from paretune.preferences.judges.protocols import PROTOCOLS, Protocol, Question, load_protocol, question
-from paretune.preferences.judges.requests import ServerSettings
+from paretune.preferences.judges.requests import ServerSettings, check_request
 from paretune.preferences.judges.schedules import SCHEDULES, make_schedule
 from paretune.preferences.judges.server import Server, ask_server
 from paretune.preferences.judges.spending import LIMITS
+from paretune.preferences.similarity import references_of
 from paretune.preferences.source import Source
+from paretune.preferences.text_rules import Question as RuleQuestion
 
-_VERSION = 1  # of everything here that changes answers and is in no setting
+_VERSION = 2  # of everything here that changes answers and is in no setting
 _OWN = ("rubric", "protocol", "references", "schedule", "anchor", "max_words", "version")
 _LOCAL = ("dtype", "batch_size", "context", "template_options")
 _SERVER = (
@@ -148,6 +150,7 @@ def _on_server(value: str, options: Mapping[str, Any], where: str) -> tuple[Any,
         raise InputError("bad api", where=where, expected="chat or completions", found=settings.api)
     if settings.api == "completions" and (settings.prefill or settings.template_options != "{}"):
         raise InputError("prefill and template_options are of api: chat", where=where)
+    check_request(settings, where)
     backend = _shared(Server, settings)
     backend.secret()  # a missing key is said before anything is asked
     keys = ("url", "model", "api", "prefill", "system_role", "template_options", "request")
@@ -206,9 +209,9 @@ def _requests(several: str, columns: Mapping[str, Any]) -> int:
 
 
 def _references(given: Any, several: str) -> list[str]:
-    """The references that a judge is shown, one question each."""
-    texts = [given] if isinstance(given, str) else list(given) if isinstance(given, list | tuple) else []
-    texts = [text for text in texts if isinstance(text, str) and text.strip()]
+    """The references that a judge is shown, one question each: the texts that rules hold responses against."""
+    given = [one for one in given if one is not None] if isinstance(given, list) else given  # null is no text
+    texts = references_of(RuleQuestion("", "", {"reference": given}), "reference")
     if several == "first" or len(texts) < 2:
         return texts[:1]
     if several == "average":

@@ -45,8 +45,9 @@ def read(protocol: Protocol, text: str, tokens: Sequence[Token] | None, *, force
 def from_tokens(protocol: Protocol, tokens: Sequence[Token], *, forced: bool) -> float:
     """exp(l_1) / (exp(l_1) + exp(l_2)) of the two labels where the reply has its label; NaN where it has none.
 
-    The two labels are compared as the same kind of token: "a" with "b", "a)" with "b)". A label that is not listed has
-    at most what the list leaves over, and no more than its last entry; it counts as having that.
+    The two labels are compared as the same kind of token: "a" with "b", "a)" with "b)", in the kind that holds the most
+    probability, whichever token was drawn. A label that is not listed has at most what the list leaves over, and no
+    more than its last entry; it counts as having that.
     """
     start = 0
     if not forced:
@@ -63,17 +64,31 @@ def from_tokens(protocol: Protocol, tokens: Sequence[Token], *, forced: bool) ->
 
 
 def _share(protocol: Protocol, token: Token, head: str) -> float:
-    labels = protocol.labels
-    texts = [token.text, *sorted(token.top, key=lambda text: (len(text), text))]  # then the bare label
-    tails = [text[len(head + label) :] for text in texts for label in labels if text.startswith(head + label)]
-    for tail in dict.fromkeys(tails):
-        logprobs = [token.top.get(head + label + tail) for label in labels]
-        if all(logprob is None or logprob < -1e3 for logprob in logprobs):  # -9999: "not among the listed"
-            continue
-        left = _left_over(token.top)
-        first, second = (left if logprob is None else logprob for logprob in logprobs)
-        return 1.0 / (1.0 + math.exp(min(second - first, 700.0)))
-    return math.nan
+    kinds: dict[str, list[float | None]] = {}  # what follows the label -> the two log-probabilities
+    for text, logprob in token.top.items():
+        for which, label in enumerate(protocol.labels):
+            tail = text[len(head + label) :]
+            # -9999: "not among the listed"
+            if text.startswith(head + label) and logprob > -1e3 and _ends_label(protocol, tail):
+                kinds.setdefault(tail, [None, None])[which] = logprob
+    if not kinds:
+        return math.nan
+    mass = {tail: sum(math.exp(p) for p in both if p is not None) for tail, both in kinds.items()}
+    most = min(kinds, key=lambda tail: (-mass[tail], len(tail), tail))
+    left = _left_over(token.top)
+    first, second = (left if logprob is None else logprob for logprob in kinds[most])
+    return 1.0 / (1.0 + math.exp(min(second - first, 700.0)))
+
+
+def _ends_label(protocol: Protocol, tail: str) -> bool:
+    """Whether a token goes on after the label as the answer does, or with signs: "as" and "both" are words, no labels.
+
+    The labels are where the answers differ, so a word may go on behind them: "Lef" and "Righ" of "Left" and "Right".
+    """
+    rest = protocol.answers[0][len(protocol.prefix + protocol.labels[0]) :]
+    word = re.match(r"\w*", rest)
+    own = word[0] if word is not None else ""
+    return rest.startswith(tail) or (tail.startswith(own) and re.search(r"\w", tail[len(own) :]) is None)
 
 
 def _left_over(top: Mapping[str, float]) -> float:
@@ -85,17 +100,18 @@ def _left_over(top: Mapping[str, float]) -> float:
 def _named(protocol: Protocol, text: str, forced: bool) -> tuple[int, int] | None:
     """Which answer a reply names, 0 or 1, and where in the text its label begins; None where that is not clear.
 
-    Clear is a reply that begins with an answer, names only one, or is a bare label.
+    Clear is a reply that names only one answer, is a bare label, or begins with an answer by itself and then explains
+    it. One that names both otherwise is not: "Output (a) is worse than Output (b)".
     """
     said = protocol.prefix + text if forced else text
-    places = []
-    for answer in protocol.answers:
-        whole_word = r"(?!\w)" if answer[-1].isalnum() else ""
-        found = re.search(re.escape(answer) + whole_word, said, re.IGNORECASE)
-        places.append(None if found is None else found.start())
-    start = len(said) - len(said.lstrip())
+    names = [re.escape(answer) + (r"(?!\w)" if answer[-1].isalnum() else "") for answer in protocol.answers]
+    found = [re.search(name, said, re.IGNORECASE) for name in names]
+    places = [None if one is None else one.start() for one in found]
     for which, place in enumerate(places):
-        if place is not None and (place == start or places[1 - which] is None):
+        if place is None:
+            continue
+        other = names[1 - which]
+        if places[1 - which] is None or (_by_itself(names[which], said, r"\A\s*") and not _by_itself(other, said)):
             return which, place + len(protocol.prefix)
     if places == [None, None]:
         bare = re.fullmatch(r"\W*(\w+)\W*", text)
@@ -103,3 +119,9 @@ def _named(protocol: Protocol, text: str, forced: bool) -> tuple[int, int] | Non
         if bare is not None and bare[1].lower() in labels:
             return labels.index(bare[1].lower()), bare.start(1)
     return None
+
+
+def _by_itself(name: str, said: str, before: str = r"(?:\A|[.!?]\s|\n)") -> bool:
+    """Whether an answer is a sentence or a line of its own, whatever marks it as bold or quoted."""
+    after = r"""["'*_`]{0,4}(?:[.!]["'*_`]{0,4}(?=\s|\Z)|[^\S\n]*(?:\n|\Z))"""
+    return re.search(rf"{before}[\W_]{{0,4}}?{name}{after}", said, re.IGNORECASE) is not None

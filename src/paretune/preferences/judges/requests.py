@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paretune.errors import SHAPES
+from paretune.errors import SHAPES, InputError
 from paretune.preferences.judges.protocols import Protocol, Question
 from paretune.preferences.judges.reading import Token
 from paretune.preferences.judges.spending import Cost
@@ -20,6 +20,8 @@ _LONGEST_WAIT = 120.0  # seconds that a server may ask for before that counts as
 _REPEATED = (408, 409, 429)
 _REFUSED = (401, 403, 404, 405)
 _OVERHEAD = 64  # tokens of a chat template, at most
+_LENGTHS = ("max_tokens", "max_completion_tokens")
+_ANSWERS = ("n", "best_of")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,34 @@ class Stop(Exception):  # noqa: N818 (the end of a run, with its reason)
     """No further request would fare better."""
 
 
+def check_request(settings: ServerSettings, where: str) -> None:
+    """Looks at what stands in `request` before it is sent, so that a request costs no more than is counted with.
+
+    Raises:
+        InputError: several answers, of which only one would be read; a longest reply that is no count; none at all,
+            with a limit of tokens or usd.
+    """
+    given = json.loads(settings.request)
+    for key in _ANSWERS:
+        if given.get(key) not in (None, 1):
+            expected = "1: of several answers that are paid for one is read"
+            raise InputError(f"bad {key} in request", where=where, expected=expected, found=given[key])
+    lengths = {key: given[key] for key in _LENGTHS if given.get(key) is not None}
+    for key, most in lengths.items():
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            expected = "a whole number of at least 1, or null for none"
+            raise InputError(f"bad {key} in request", where=where, expected=expected, found=most)
+    unbounded = not lengths and given.get("max_tokens", 1) is None  # ours is left out, and none takes its place
+    limited = [name for name, _ in settings.limits if name != "calls"]
+    if unbounded and limited:
+        raise InputError(
+            f"a limit of {' and '.join(limited)}, and replies of any length",
+            where=where,
+            expected=f"one of {', '.join(_LENGTHS)} in request",
+            fix="Without it no request has a highest price. request: {max_tokens: null, max_completion_tokens: 16}.",
+        )
+
+
 def request_body(settings: ServerSettings, protocol: Protocol, question: Question) -> dict[str, Any]:
     """The JSON of one request."""
     body: dict[str, Any] = {"model": settings.model, "temperature": 0, "max_tokens": 4 if settings.forced else 16}
@@ -98,7 +128,7 @@ def request_body(settings: ServerSettings, protocol: Protocol, question: Questio
 
 def dearest_cost(body: Mapping[str, Any], question: Question) -> Cost:
     """The most that a request can cost: a token per byte, and all that it may write."""
-    written = max(int(body.get(key) or 0) for key in ("max_tokens", "max_completion_tokens"))
+    written = max(body.get(key) or 0 for key in _LENGTHS)
     return Cost(1, len((question.system + question.user).encode()) + _OVERHEAD, written)
 
 
@@ -145,7 +175,7 @@ def cost_of(reply: Any, dearest: Cost) -> Cost:
     """What a request cost by the server's own counts; the dearest where it gives none that are counts."""
     usage = getattr(reply, "usage", None)
     asked, written = (getattr(usage, key, None) for key in ("prompt_tokens", "completion_tokens"))  # type: Any, Any
-    written = 0 if written is None else written
+    written = dearest.output_tokens if written is None else written
     if not all(isinstance(count, int) and 0 <= count < 1 << 40 for count in (asked, written)):
         return dearest
     return Cost(1, asked, written)
