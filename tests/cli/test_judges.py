@@ -110,6 +110,34 @@ def test_judge_bench(saved: tuple[Path, Any, Any], tmp_path: Path, capsys: pytes
     assert "guided" not in capsys.readouterr().out
 
 
+def test_judge_bench_says_on_how_many_items(
+    saved: tuple[Path, Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "p.jsonl", [ROWS[0], *({**row, "reference": "a cat"} for row in ROWS[1:])])
+    sources = {name: {"judge": str(saved[0]), "protocol": name} for name in ("free", "guided")}
+    assert paretune("judge-bench", data, "--sources", json.dumps({**sources, "overlap": {"rule": "rouge"}})) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines if line[:1] == ["free"] and line[1] != "~"] == ["6", "5"], (
+        "its own items, then those of all"
+    )
+    (_, own), *_ = [(line[1], line[-5:]) for line in lines if line[:2] == ["overlap", "5"]]
+    assert own == ["-", "-", "-", "16.7", "%"], "no orders, and no probabilities"
+    assert ["free", "~", "guided", "5"] in [line[:4] for line in lines]
+
+
+def test_references_are_drawn_for_data_in_llmbars_layout(
+    saved: tuple[Path, Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "LLMBar_Natural.json", tmp_path / "references.jsonl"
+    data.write_text(json.dumps(ROWS))
+    words = ["sample", "--model", saved[0], "--prompts", data, "--n", "1", "--max_tokens", "6", "--out", out]
+    assert paretune(*words, "--conversational", "true") == 0
+    assert [row["prompt"][0]["content"] for row in read(out)] == [row["input"] for row in ROWS]
+    assert paretune(*words, "--conversational", "true") == 0 and "6 from before" in capsys.readouterr().out
+    assert paretune("judge-bench", data, "--judge", saved[0], "--references", out, "--dry_run", "true") == 0
+    assert "guided: 12 calls to make" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

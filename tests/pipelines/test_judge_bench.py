@@ -12,14 +12,19 @@ import numpy as np
 import pytest
 
 from paretune.errors import InputError
+from paretune.evaluation.judge_quality import calibration_error
 from paretune.pipelines.judge_bench import BASELINE, both_orders, read_bench, run_bench, tiny_judges
 from paretune.preferences.answers import AnswerStore
+from paretune.preferences.asking import Tally, ask
 from paretune.preferences.judges.injections import injected, load_injections
 from paretune.preferences.judges.schedules import make_schedule
 from paretune.preferences.labels import LabelOptions
-from paretune.preferences.source import Source
+from paretune.preferences.reward_models.models import new_reward_model, set_padding
+from paretune.preferences.source import Item, Source
 from paretune.preferences.specs import Labeller, parse_sources
 from paretune.preferences.verdicts import plan
+from tests.cli.made import save_model
+from tests.tokenizers_made import byte_bpe
 
 BIAS = 1.0
 
@@ -83,7 +88,8 @@ def test_a_known_bias_is_reported_and_undone(tmp_path: Path) -> None:
     assert report.judges["failing"]["failed"] == pytest.approx(0.1, rel=1e-9)
     assert own["failing"]["accuracy"]["n"] == 144
     assert report.agreement["biased~failing"]["value"] == 1.0
-    assert "agreement" not in own["short"] and "calibration_error" not in own[BASELINE]
+    assert "agreement" not in own["short"] and "calibration_error" in own["biased"]
+    assert "calibration_error" not in {**own["short"], **own[BASELINE]}, "of lengths σ is no probability"
     assert any("failing has no verdict on 10.0 %" in warning for warning in report.warnings)
     assert any(warning.startswith("short is not told apart from chance") for warning in report.warnings)
     assert not any(warning.startswith("biased") for warning in report.warnings)
@@ -102,6 +108,79 @@ def test_injections_are_measured() -> None:
     assert [warning for warning in report.warnings if "talked into" in warning] == [
         "gullible can be talked into a verdict by what a response says."
     ]
+
+
+def counted(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    return [quality_of(text) * 10 for text in completions]
+
+
+def test_injections_of_scores_are_measured_in_their_labels() -> None:
+    """Whatever `soft` is: sentences that change no score move nothing."""
+    several = parse_sources({f"{g}": {"function": counted, "soft": g} for g in (0.05, 1.0, True)})
+    report = run_bench(read_bench(rows(20)), several, None, injections=5)
+    for labeller in several:
+        own = report.judges[labeller.name]
+        assert own["injections"]["attacks"]["moved"] == pytest.approx(0.0, abs=1e-12)
+        assert own["figures"]["calibration_error"]["n"] == 20, "soft says what a difference is worth"
+
+
+def test_attacks_ask_for_the_answers_of_the_protocol_and_failed_ones_again(tmp_path: Path) -> None:
+    path, seen, down = tmp_path / "mine.txt", list[str](), [True]
+    path.write_text("[system]\nS\n[user]\n{instruction} {output_1} {output_2}\n[answers]\nText one.\nText two.\n")
+
+    def compare(prompts: list[str], pairs: list[tuple[str, str]], references: Any = None) -> list[float]:
+        seen.extend(text for pair in pairs for text in pair)
+        failed = [down[0] and "System: the other answer" in a + b for a, b in pairs]
+        wins = [quality_of(a) > quality_of(b) for a, b in pairs]
+        return [math.nan if bad else float(won) for bad, won in zip(failed, wins, strict=True)]
+
+    source = Source("x", "x", compare=compare)
+    mine = both_orders(Labeller("x", LabelOptions(), source=source, entry={"judge": "m", "protocol": str(path)}))
+    bench, store, judged = read_bench(rows(8)), AnswerStore(tmp_path / "a"), []
+    for down[0], retry_failed in ((True, False), (False, False), (False, True)):
+        report = run_bench(bench, [mine], store, injections=4, retry_failed=retry_failed)
+        judged.append(report.judges["x"]["injections"]["each"]["system voice"]["n"])
+    assert judged == [0, 0, 4]
+    asked = {label for text in seen for label in re.findall(r"Output \((\w+)\)", text)}
+    assert asked == {"one", "two"}
+
+
+def test_reward_models_and_implicit_rewards(tmp_path: Path) -> None:
+    """By P = σ(difference) of what the source itself says of each response."""
+    tokenizer = byte_bpe()
+    for name, seed in (("policy", 1), ("start", 2)):
+        save_model(tmp_path / name, seed=seed, tokenizer=tokenizer, max_position_embeddings=512)
+    model = new_reward_model(str(tmp_path / "start"), ["good"], None)
+    set_padding(model, tokenizer)
+    model.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    several = parse_sources(
+        {
+            "good": {"reward_model": str(tmp_path / "rm")},
+            "implied": {"implicit": str(tmp_path / "policy"), "reference": str(tmp_path / "start")},
+        }
+    )
+    bench = read_bench(rows(12))
+    report = run_bench(bench, several, None, injections=2)
+    for labeller in several:
+        assert labeller.source is not None
+        items = [Item(one.prompt, (text,)) for one in bench.candidates for text in one.responses]
+        scores = np.array(ask(labeller.source, items, None, Tally())).reshape(-1, 2)
+        p = 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
+        own = report.judges[labeller.name]
+        assert own["figures"]["accuracy_both"]["value"] == pytest.approx(((p > 0.5) == bench.labels).mean(), rel=1e-12)
+        wanted = calibration_error(np.maximum(p, 1 - p), ((p > 0.5) == bench.labels).astype(float))
+        assert own["figures"]["calibration_error"]["value"] == pytest.approx(wanted, rel=1e-6)
+        assert own["injections"]["attacks"]["n"] == 2 * 18 and "agreement" not in own["figures"]
+
+
+def test_judges_of_different_items_are_compared_on_the_same() -> None:
+    bench = read_bench(rows(40))
+    report = run_bench(bench, [labeller("all"), labeller("some", fails=True)], None)
+    assert [report.judges[name]["figures"]["accuracy"]["n"] for name in ("all", "some", BASELINE)] == [40, 36, 40]
+    assert {name: own["common"]["n"] for name, own in report.judges.items()} == {"all": 36, "some": 36, BASELINE: 36}
+    assert report.judges["all"]["common"] == report.judges["some"]["common"], "one judge by two names"
+    assert "common" not in run_bench(bench, [labeller("all")], None).judges["all"]
 
 
 def test_the_injection_set() -> None:

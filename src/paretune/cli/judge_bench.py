@@ -146,15 +146,16 @@ def _settings(keys: JudgeBenchKeys, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summary(report: Mapping[str, Any], out: str | None) -> str:
-    head = ["judge", "accuracy", "both orders averaged", "orders agree", "first slot", "calibration", "failed"]
+    head = ["judge", "items", "accuracy", "both orders averaged", "orders agree", "first slot", "calibration", "failed"]
     rows = []
     for name, own in report["judges"].items():
         figures = own["figures"]
-        shown = [_share(figures.get(key)) for key in ("accuracy", "accuracy_both", "agreement")]
+        shown = [_count(figures.get("accuracy_both"))]
+        shown += [_share(figures.get(key)) for key in ("accuracy", "accuracy_both", "agreement")]
         rows.append([name, *shown, _signed(figures.get("first_slot_excess")), _error(figures.get("calibration_error"))])
         rows[-1].append(f"{100 * own['failed']:.1f} %")
-    rows.append(["chance", "50.0 %", "50.0 %", "-", "-", "-", "-"])
-    lines = [table(head, rows), ""]
+    rows.append(["chance", "-", "50.0 %", "50.0 %", "-", "-", "-", "-"])
+    lines = [table(head, rows), "", *_on_common(report["judges"])]
     sets = list(report["items"])
     if len(sets) > 1:
         rows = [[name, f"{report['items'][name]:,}"] for name in sets]
@@ -162,14 +163,24 @@ def _summary(report: Mapping[str, Any], out: str | None) -> str:
             row += [_share(own["sets"].get(row[0])) for own in report["judges"].values()]
         lines += [table(["accuracy by set", "items", *report["judges"]], rows), ""]
     if report["agreement"]:
-        rows = [[pair.replace("~", " ~ "), _share(figure or None)] for pair, figure in report["agreement"].items()]
-        lines += [table(["judges", "agree"], rows), ""]
+        rows = [
+            [pair.replace("~", " ~ "), _count(figure), _share(figure)] for pair, figure in report["agreement"].items()
+        ]
+        lines += [table(["judges", "items", "agree"], rows), ""]
     lines += _injections(report)
     total = sum(report["items"].values())
     lines.append(f"{total:,} items; in brackets 95 % bootstrap intervals over items.")
     if out is not None:
         lines.append(f"In {out}: all figures.")
     return "\n".join(lines)
+
+
+def _on_common(judges: Mapping[str, Any]) -> list[str]:
+    """Judges that judged different items, beside each other on the same ones."""
+    rows = [[name, _count(own["common"]), _share(own["common"])] for name, own in judges.items() if "common" in own]
+    if not rows:
+        return []
+    return [table(["on the items that all judged", "items", "both orders averaged"], rows), ""]
 
 
 def _injections(report: Mapping[str, Any]) -> list[str]:
@@ -189,6 +200,10 @@ def _injections(report: Mapping[str, Any]) -> list[str]:
         "turned: verdicts that went over to the losing response with the sentence in it; moved: its mean gain in P.",
         "",
     ]
+
+
+def _count(figure: Mapping[str, Any] | None) -> str:
+    return f"{figure['n']:,}" if figure else "0"
 
 
 def _share(figure: Mapping[str, Any] | None) -> str:

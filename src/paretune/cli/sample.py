@@ -23,6 +23,7 @@ Equal responses are kept once. The same command goes on where it was stopped; no
   paretune label responses.jsonl --sources '{concise: {rule: shorter}, right: {rule: rouge}}' --out train.jsonl
 
 Rows of the prompts' file are {prompt, ...}: text, or messages for a chat model. Other columns (reference, group) stay.
+LLMBar's rows, {input, output_1, output_2, ...}, do as they are: references for `paretune judge-bench`.
 """
 
 GROUPS = {

@@ -12,20 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from paretune.comparisons.rows import BadRow, Text, clean_row, text_of
+from paretune.comparisons.rows import BadRow, clean_row, text_of
 from paretune.comparisons.sources import list_sources, open_source
 from paretune.errors import InputError
-from paretune.evaluation.judge_quality import Floats, Verdicts, quality, same_verdict
+from paretune.evaluation.judge_quality import Floats, Indices, Verdicts, quality, same_verdict
 from paretune.preferences.answers import AnswerStore
 from paretune.preferences.asking import Tally, ask
 from paretune.preferences.candidates import Candidates
 from paretune.preferences.judges.injections import Injection, injected, load_injections
-from paretune.preferences.source import ALL_ORDERED, Item, Source
+from paretune.preferences.judges.protocols import PROTOCOLS, load_protocol
+from paretune.preferences.source import ALL_ORDERED, Item
 from paretune.preferences.specs import Labeller, parse_source
 from paretune.preferences.verdicts import Heard, decide, hear
 
 BASELINE = "the longer one"
 _TINY = 100e6  # bytes of weights below which no language model judges anything
+_FITTED = ("reward_model", "implicit")  # kinds whose scores were fitted to choices by P = σ(difference)
 _LABELS = {1: 1.0, 2: 0.0, "1": 1.0, "2": 0.0, "output_1": 1.0, "output_2": 0.0}
 
 
@@ -51,7 +53,8 @@ class BenchReport:
     Attributes:
         items: how many, and by set.
         judges: by name: `figures`, {figure: {value, low, high, n}}; `failed`, the share of items without a verdict;
-            `sets`, the accuracy by set; what asking took; `injections` where they were tried.
+            `sets`, the accuracy by set; `common`, the accuracy (as `accuracy_both`) over the items that every judge
+            judged, where some judged more; what asking took; `injections` where they were tried.
         agreement: "a~b" -> share of items with the same winner.
         warnings: what a person should know, one sentence each.
     """
@@ -174,8 +177,8 @@ def run_bench(
     for labeller in everyone:
         verdicts = said[labeller.name] = _verdicts(labeller, bench, heard)
         figures = quality(verdicts, bench.labels, seed=seed)
-        if labeller is baseline:
-            figures.pop("calibration_error", None)  # a rule knows no probabilities
+        if not _knows_probabilities(labeller):
+            figures.pop("calibration_error", None)
         own = report.judges[labeller.name] = {
             "figures": {name: dataclasses.asdict(figure) for name, figure in figures.items()},
             "failed": float(np.isnan(verdicts.both).mean()),
@@ -184,12 +187,37 @@ def run_bench(
         if labeller.source is not None and labeller is not baseline:
             own["asking"] = heard[labeller.source.name].tally.to_dict()
             if injections:
-                own["injections"] = _inject(labeller.source, verdicts, bench, store, injections, seed)
+                own["injections"] = _inject(labeller, verdicts, bench, store, (injections, seed), retry_failed)
     for a, b in itertools.combinations(labellers, 2):
         figure = same_verdict(said[a.name], said[b.name], seed=seed)
         report.agreement[f"{a.name}~{b.name}"] = {} if figure is None else dataclasses.asdict(figure)
+    _compare_on_common(report, said, bench.labels, seed)
     report.warnings = _warnings(report)
     return report
+
+
+def _knows_probabilities(labeller: Labeller) -> bool:
+    """Whether its P can be right or wrong: not where it is σ of a difference on a scale that nobody fitted."""
+    if labeller.options.soft:  # it says what difference is worth what
+        return True
+    if labeller.source is not None:
+        return labeller.source.compare is not None or any(kind in labeller.entry for kind in _FITTED)
+    if labeller.combination == "ensemble":  # of win rates it is σ of what are probabilities already
+        return all(part.source is not None and any(kind in part.entry for kind in _FITTED) for part in labeller.parts)
+    return labeller.combination == "choose" and all(map(_knows_probabilities, labeller.parts))
+
+
+def _compare_on_common(report: BenchReport, said: Mapping[str, Verdicts], labels: Floats, seed: int) -> None:
+    """Where judges judged different items, their accuracy over those that all of them did."""
+    judged = {name: ~np.isnan(verdicts.both) for name, verdicts in said.items()}
+    judging = {name: own for name, own in judged.items() if own.any()}
+    common = np.logical_and.reduce(list(judging.values()))
+    if not common.any() or all(own.sum() == common.sum() for own in judging.values()):
+        return
+    at = np.flatnonzero(common)
+    for name in judging:
+        figure = quality(_part(said[name], at), labels[at], seed=seed)["accuracy_both"]
+        report.judges[name]["common"] = dataclasses.asdict(figure)
 
 
 def _verdicts(labeller: Labeller, bench: Bench, heard: Mapping[str, Heard]) -> Verdicts:
@@ -203,12 +231,21 @@ def _verdicts(labeller: Labeller, bench: Bench, heard: Mapping[str, Heard]) -> V
     for n, one in enumerate(bench.candidates):
         verdict, labels = decide(labeller, n, one, heard)
         if verdict.pairs is None:  # scores: σ of their difference, as Bradley and Terry have it
-            options = labeller.options.soft
-            steep = 1.0 if options is None or isinstance(options, bool) else float(options)
-            p[n] = _sigmoid(steep * (verdict.scores[0] - verdict.scores[1]))
+            p[n] = _sigmoid(_steepness(labeller) * (verdict.scores[0] - verdict.scores[1]))
         else:
             p[n] = labels.get((0, 1), math.nan)
     return Verdicts(p)
+
+
+def _steepness(labeller: Labeller) -> float:
+    """g of P = σ(g · difference)."""
+    soft = labeller.options.soft
+    return 1.0 if soft is None or isinstance(soft, bool) else float(soft)
+
+
+def _part(verdicts: Verdicts, at: Indices) -> Verdicts:
+    second = None if verdicts.shown_second is None else verdicts.shown_second[at]
+    return Verdicts(verdicts.shown_first[at], second)
 
 
 def _sigmoid(x: float) -> float:
@@ -222,17 +259,27 @@ def _by_set(verdicts: Verdicts, bench: Bench, seed: int) -> dict[str, Any]:
     found = {}
     for name in names:
         at = np.array([n for n, own in enumerate(bench.sets) if own == name])
-        second = None if verdicts.shown_second is None else verdicts.shown_second[at]
-        figures = quality(Verdicts(verdicts.shown_first[at], second), bench.labels[at], seed=seed)
+        figures = quality(_part(verdicts, at), bench.labels[at], seed=seed)
         if "accuracy" in figures:
             found[name] = dataclasses.asdict(figures["accuracy"])
     return found
 
 
 def _inject(
-    source: Source, verdicts: Verdicts, bench: Bench, store: AnswerStore | None, count: int, seed: int
+    labeller: Labeller,
+    verdicts: Verdicts,
+    bench: Bench,
+    store: AnswerStore | None,
+    drawn: tuple[int, int],
+    retry_failed: bool,
 ) -> dict[str, Any]:
-    """Per injection the share of verdicts that it turned, and how far it moved P for the response that it is in."""
+    """Per injection the share of verdicts that it turned, and how far it moved P for the response that it is in.
+
+    Args:
+        drawn: how many items, and the seed.
+    """
+    source, labels, (count, seed) = labeller.source, _slot_labels(labeller), drawn
+    assert source is not None
     clean = verdicts.both
     usable = np.flatnonzero(~np.isnan(clean) & (clean != 0.5))
     if not len(usable):
@@ -241,12 +288,13 @@ def _inject(
     tally, found = Tally(), dict[str, Any]()
     moved: dict[bool, list[Floats]] = {False: [], True: []}
     for injection in load_injections():
-        items = [item for n in chosen for item in _attacked(source, bench.candidates[n], clean[n] > 0.5, injection)]
-        answers = np.array(ask(source, items, store, tally)).reshape(len(chosen), 2)
+        pairs = [_attacked(bench.candidates[n], clean[n] > 0.5, injection, labels) for n in chosen]
+        items = [item for pair in pairs for item in (pair if source.compare is not None else _apart(pair[0]))]
+        answers = np.array(ask(source, items, store, tally, retry_failed=retry_failed)).reshape(len(chosen), 2)
         if source.compare is not None:  # (its response first, its response second)
             p = (answers[:, 0] + 1.0 - answers[:, 1]) / 2
         else:  # scores of the response and of the other
-            p = np.array([_sigmoid(own - other) for own, other in answers])
+            p = np.array([_sigmoid(_steepness(labeller) * (own - other)) for own, other in answers])
         before = np.minimum(clean[chosen], 1 - clean[chosen])
         moved[injection.control].append(np.stack([p, np.broadcast_to(before, p.shape)]))
         found[injection.name] = {"control": injection.control, **_turned(p, before)}
@@ -259,16 +307,22 @@ def _inject(
     }
 
 
-def _attacked(source: Source, one: Candidates, first_leads: bool, injection: Injection) -> list[Item]:
+def _slot_labels(labeller: Labeller) -> tuple[str, str]:
+    """What a judge's protocol calls the first and the second response, as an attack would ask for it."""
+    name = labeller.entry.get("protocol", PROTOCOLS[0]) if "judge" in labeller.entry else PROTOCOLS[0]
+    first, second = load_protocol(name, f"source {labeller.name!r}").labels
+    return first.strip(), second.strip()
+
+
+def _attacked(one: Candidates, first_leads: bool, injection: Injection, labels: tuple[str, str]) -> tuple[Item, Item]:
+    """The response that lost, with the injection in it, before the other and after it."""
     loser, winner = one.responses[int(first_leads)], one.responses[1 - int(first_leads)]
+    before, after = (injected(injection, loser, *asked) for asked in (labels, labels[::-1]))
+    return Item(one.prompt, (before, winner), one.columns), Item(one.prompt, (winner, after), one.columns)
 
-    def hurt(label: str, other: str) -> Text:
-        return injected(injection, loser, label, other)
 
-    if source.score is not None:
-        return [Item(one.prompt, (hurt("a", "b"),), one.columns), Item(one.prompt, (winner,), one.columns)]
-    pairs = [(hurt("a", "b"), winner), (winner, hurt("b", "a"))]
-    return [Item(one.prompt, pair, one.columns) for pair in pairs]
+def _apart(pair: Item) -> list[Item]:
+    return [Item(pair.prompt, (response,), pair.columns) for response in pair.responses]
 
 
 def _turned(p: Floats, before: Floats) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def read_prompts(
 ) -> tuple[list[PromptRow], dict[str, int]]:
     """The prompts of a file, hub id or list of rows; rows that repeat another are left out and counted.
 
+    In rows of LLMBar's layout, which `paretune judge-bench` reads, `input` is the prompt: so references come for them.
+
     Raises:
         InputError: data that cannot be read, a row without a prompt or with responses already, no prompt at all.
     """
@@ -126,6 +128,8 @@ def read_prompts(
 def _prompt_row(record: Mapping[str, Any], conversational: bool) -> PromptRow:
     if "responses" in record:
         raise BadRow("the row has responses already", field="responses", expected="a prompt and columns of your own")
+    if "prompt" not in record and {"input", "output_1", "output_2"} <= set(record):
+        record = {"prompt" if name == "input" else name: value for name, value in record.items()}
     filled: dict[str, Any] = {"prompt": record.get("prompt"), "response_a": "-", "response_b": "-", "preferences": {}}
     prompt = clean_row(filled, conversational=conversational)["prompt"]
     if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
