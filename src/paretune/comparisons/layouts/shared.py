@@ -139,19 +139,20 @@ def choose_pairs(
 
     all: every pair. best-worst: for each objective its best against its worst. overall-best-worst: the best against the
     worst by the mean over objectives of the rank that each gives a response. pareto: one response is at least as good
-    for every objective and better for one. conflict: two objectives disagree about the pair. Of equally good
-    responses the first is the best, of equally bad ones the last the worst.
+    for every objective, each of which has a label, and better for one. conflict: two objectives disagree about the
+    pair. Of equally good responses the first is the best, of equally bad ones the last the worst.
 
     Args:
         labels: {objective: {pair: probability that i is preferred}}; None: they follow from the scores' differences.
     """
 
-    def signs(pair: tuple[int, int]) -> tuple[float, ...]:
+    def said(pair: tuple[int, int]) -> list[float | None]:
         if labels is None:
-            known = [preference(values[pair[0]], values[pair[1]]) for values in scores.values()]
-        else:
-            known = [given.get(pair) for given in labels.values()]
-        return tuple(0.0 if label is None or label == 0.5 else math.copysign(1.0, label - 0.5) for label in known)
+            return [preference(values[pair[0]], values[pair[1]]) for values in scores.values()]
+        return [given.get(pair) for given in labels.values()]
+
+    def signs(pair: tuple[int, int]) -> tuple[float, ...]:
+        return tuple(0.0 if p is None or p == 0.5 else math.copysign(1.0, p - 0.5) for p in said(pair))
 
     pairs = every_pair(count)
     if options.pairs in ("best-worst", "overall-best-worst"):
@@ -159,7 +160,7 @@ def choose_pairs(
         wanted = {_best_worst(values) for values in columns}
         pairs = [pair for pair in pairs if pair in wanted]
     elif options.pairs == "pareto":
-        pairs = [pair for pair in pairs if (s := set(signs(pair))) - {0.0} and len(s - {0.0}) == 1]
+        pairs = [pair for pair in pairs if None not in said(pair) and len(set(signs(pair)) - {0.0}) == 1]
     elif options.pairs == "conflict":
         pairs = [pair for pair in pairs if {1.0, -1.0} <= set(signs(pair))]
     return cap_pairs(pairs, signs, options, key)
