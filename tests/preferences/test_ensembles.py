@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from paretune.errors import InputError
 from paretune.pipelines.labelling import label_candidates
-from paretune.preferences.candidates import read_candidates
-from paretune.preferences.ensembles import combined, tilted, uncertainty_weighted
-from paretune.preferences.specs import parse_sources
+from paretune.preferences.candidates import Candidates, read_candidates
+from paretune.preferences.ensembles import combined, rounding, tilted, uncertainty_weighted
+from paretune.preferences.labels import LabelOptions
+from paretune.preferences.source import Source
+from paretune.preferences.specs import Labeller, parse_sources
 
 REWARDS = st.lists(st.floats(-50, 50), min_size=1, max_size=6)
 
@@ -53,6 +55,29 @@ def test_normal_members_make_it_exact() -> None:
     r = np.random.default_rng(2).normal(1.0, 0.5, size=400_000)
     assert float(tilted(r, 1.0)) == pytest.approx(float(uncertainty_weighted(r, 0.5)), abs=2e-3)
     assert float(uncertainty_weighted(r, 0.5)) == pytest.approx(1.0 - 0.125, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("way", "strength"), [("mean", 0.0), ("worst", 0.0), ("uncertainty", 0.5), ("tilted", 1e-3), ("tilted", 1e6)]
+)
+def test_members_in_another_order_are_a_tie(way: str, strength: float) -> None:
+    r = np.array([[0.1, 0.3], [0.2, 0.2], [0.3, 0.1]]) * 1e3
+    values, off = combined(r, way, strength), rounding(r, way, strength)
+    assert abs(values[0] - values[1]) <= off.sum() <= 1e-9
+
+
+def test_a_mean_is_no_vote_by_its_last_bit() -> None:
+    members = [Labeller(f"x.{i}", LabelOptions(), source=_fixed(f"x.{i}", own)) for i, own in enumerate(ORDERS)]
+    ensemble = Labeller("x", LabelOptions(), combination="ensemble", way="mean", parts=tuple(members))
+    made, _ = label_candidates([Candidates("w", "p", ("a", "b"), {})], [ensemble], None)
+    assert made[0]["preferences"] == {"x": 0.5}
+
+
+ORDERS = [[0.1, 0.3], [0.2, 0.2], [0.3, 0.1]]
+
+
+def _fixed(name: str, scores: list[float]) -> Source:
+    return Source(name, "f", score=lambda *_, **__: scores)
 
 
 def test_shift_scale_and_missing_members() -> None:

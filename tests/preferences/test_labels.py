@@ -1,4 +1,4 @@
-"""From scores and comparisons to labels; combinations; sources as a person writes them; functions."""
+"""From scores and comparisons to labels; sources as a person writes them; functions; schedules."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretune.errors import InputError
+from paretune.pipelines.labelling import label_candidates
 from paretune.preferences import specs
 from paretune.preferences.answers import AnswerStore
 from paretune.preferences.asking import Tally, ask
-from paretune.preferences.candidates import Candidates, read_candidates
-from paretune.preferences.labels import LabelOptions, first_opinion, pair_labels, weighted_sum
+from paretune.preferences.labels import LabelOptions, pair_labels
 from paretune.preferences.source import REFERENCE, Item, Pair, Schedule, Source, Verdict, win_rates
 from paretune.preferences.specs import parse_sources
 from paretune.preferences.verdicts import decide, hear, plan
+from tests.preferences.candidates_made import candidates
 
 NAN = math.nan
 
@@ -55,6 +56,7 @@ def test_labels_of_comparisons(options: dict[str, Any], labels: dict[Pair, float
     assert pair_labels(verdict, LabelOptions(**options)) == pytest.approx(labels, rel=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=5), st.sampled_from([None, True, 0.3]))
 def test_turning_the_responses_round_mirrors_the_labels(scores: list[float], soft: Any) -> None:
     k, options = len(scores), LabelOptions(soft=soft)
@@ -63,58 +65,7 @@ def test_turning_the_responses_round_mirrors_the_labels(scores: list[float], sof
         assert p + back[k - 1 - j, k - 1 - i] == pytest.approx(1, abs=1e-12)
 
 
-def test_a_gate_asks_the_next_only_about_ties() -> None:
-    first = {(0, 1): 1.0, (0, 2): 0.5, (1, 2): 0.5}
-    second = {(0, 1): 0.0, (0, 2): 0.2}
-    verdict = first_opinion([(Verdict((1, 0, 0)), first), (Verdict((0, 1, NAN)), second)], 3)
-    assert verdict.pairs == {(0, 1): 1.0, (0, 2): 0.2}, "(1, 2) is tied by the first and unknown to the second"
-    assert verdict.scores == (0.6, 0.0, 0.8)
-    assert first_opinion([(Verdict((1, 0)), {}), (Verdict((0, 1)), {(0, 1): 0.0})], 2).pairs == {}, (
-        "a failure is no tie"
-    )
-
-
-def test_a_sum_is_unknown_where_a_part_is() -> None:
-    verdict = weighted_sum([(Verdict((1.0, 2.0, NAN)), 2.0), (Verdict((1.0, -1.0, 3.0)), -1.0)], 3)
-    assert verdict.scores[:2] == (1.0, 5.0) and math.isnan(verdict.scores[2])
-
-
 # ---- sources as written ----
-
-
-def candidates(n: int = 3, **columns: Any) -> list[Candidates]:
-    return [Candidates(f"row {i}", f"p{i}", ("a", "bb bb", f"ccc {i}"), columns) for i in range(n)]
-
-
-def verdict_of(entry: dict[str, Any], one: Candidates) -> tuple[Verdict, dict[Pair, float]]:
-    (labeller,) = parse_sources({"x": entry})
-    return decide(labeller, 0, one, hear([labeller], [one], None))
-
-
-def test_combinations_as_written() -> None:
-    one = candidates(1, topic="maths", reference="bb", urgent=True)[0]
-    assert verdict_of({"rule": "shorter"}, one)[0].scores == (-1, -5, -5)
-    tied = {"gate": [{"rule": "shorter", "tie": 4}, {"rule": "rouge", "soft": 1}]}
-    assert verdict_of(tied, one)[1] == pytest.approx({(0, 1): sigmoid(-2 / 3), (0, 2): 0.5, (1, 2): sigmoid(2 / 3)})
-    added = {"sum": [{"rule": "longer", "weight": 2}, {"rule": "fewer_words"}], "min_margin": 1}
-    assert verdict_of(added, one)[0].scores == (1, 8, 8)
-    assert verdict_of(added, one)[1] == {(0, 1): 0.0, (0, 2): 0.0}
-    cases = {"maths": {"rule": "longer"}, "prose": {"rule": "shorter"}}
-    assert verdict_of({"choose": "topic", "cases": cases}, one)[0].scores == (1, 5, 5)
-    otherwise = {"choose": "nothing", "cases": cases, "otherwise": {"rule": "fewer_words"}}
-    assert verdict_of(otherwise, one)[0].scores == (-1, -2, -2)
-    assert verdict_of({"choose": "nothing", "cases": cases}, one)[1] == {}, "no case fits: no label"
-    assert verdict_of({"choose": "urgent", "cases": {True: {"rule": "shorter"}}}, one)[0].scores == (-1, -5, -5)
-
-
-def test_of_a_choice_only_the_chosen_source_is_asked() -> None:
-    rows = [*candidates(2, topic="maths"), *candidates(1, topic="prose"), *candidates(1)]
-    cases = {"maths": {"rule": "longer"}, "prose": {"rule": "shorter"}}
-    labellers = parse_sources({"x": {"choose": "topic", "cases": cases}})
-    heard = hear(labellers, rows, None)
-    assert {name: sorted(one.verdicts) for name, one in heard.items()} == {"x.maths": [0, 1], "x.prose": [2]}
-    rows[0] = Candidates("w", "p", ("a", "b"), {"topic": "maths"}, given={"x": {(0, 1): 1.0}}, is_pair=True)
-    assert sorted(hear(labellers, rows, None)["x.maths"].verdicts) == [1], "people have said it already"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +79,15 @@ def test_of_a_choice_only_the_chosen_source_is_asked() -> None:
         ({"gate": [{"rule": "shorter"}, {"rule": "longr"}]}, "'x.2'.*Did you mean 'longer'"),
         ({"gate": [{"rule": "shorter"}, {"rule": "longer"}], "sft": 1}, "Did you mean 'soft'"),
         ({"sum": [{"rule": "shorter", "weight": "big"}, {"rule": "longer"}]}, "bad weight"),
+        ({"sum": [{"rule": "shorter", "weight": NAN}, {"rule": "longer"}]}, "bad weight"),
+        ({"sum": [{"rule": "shorter", "weight": -math.inf}, {"rule": "longer"}]}, "bad weight"),
+        ({"choose": "t", "cases": {"1": {"rule": "shorter"}, 1: {"rule": "longer"}}}, "bad cases"),
+        ({"gate": [{"rule": "shorter"}, {"rule": "longer"}], "tie": 1}, "'tie' has no effect.*Give it to the parts"),
+        ({"choose": "t", "cases": {"a": {"rule": "shorter"}}, "soft": 1}, "no effect.*Give it to the cases"),
+        ({"sum": [{"rule": "shorter", "tie": 9}, {"rule": "longer"}]}, "'x.1'.*no effect.*Give it to the sum"),
+        ({"ensemble": [{"rule": "shorter"}, {"rule": "longer", "soft": 1}]}, "'x.2'.*no effect.*Give it to the ensem"),
+        ({"sum": [{"choose": "t", "cases": {1: {"rule": "shorter", "tie": 9}}}, {"rule": "longer"}]}, "'x.1.1'.*no"),
+        ({"rule": "shorter", "consistent_only": True}, "no effect.*Leave it out"),
         ({"choose": "topic"}, "bad choice"), ({"choose": "t", "cases": {"a": {"rule": "x"}}}, "'x.a'.*unknown rule"),
         ({"function": "nowhere_at_all:f"}, "no such module"), ({"function": "math:nothing"}, "no such function"),
         ({"function": "math:pi"}, "not a function"), ({"function": "math"}, "module:name"),
@@ -236,48 +196,12 @@ def test_an_anchor_that_is_missing_fails_without_a_call() -> None:
         return [0.25] * len(pairs)
 
     source = Source("x", "j", compare=compare, schedule=Schedule(lambda k: k, anchor, verdict))
-    rows = [*candidates(1, reference=["the reference", "another"]), *candidates(1)]
-    heard = hear([specs.Labeller("x", LabelOptions(), source=source)], rows, None)["x"]
-    assert seen == [("a", "the reference"), ("bb bb", "the reference"), ("ccc 0", "the reference")]
+    rows = [*candidates(1, reference=["", "the reference", "another"]), *candidates(1), *candidates(1, reference=4)]
+    labeller = specs.Labeller("x", LabelOptions(), source=source)
+    heard = hear([labeller], rows, None)["x"]
+    assert seen == [(one, reference) for reference in ("the reference", "4") for one in ("a", "bb bb", "ccc 0")]
     assert heard.verdicts[0].scores == (0.25,) * 3 and all(map(math.isnan, heard.verdicts[1].scores))
-    assert heard.tally.asked == 3 and heard.tally.failed == 3
-
-
-# ---- reading ----
-
-
-def test_what_can_be_labelled() -> None:
-    chat = [{"role": "user", "content": "hi"}]
-    data = [
-        {"prompt": "p", "responses": ["a", "b", "a", "c c c"], "topic": 1},
-        {"prompt": chat, "responses": ["a", "b"]},
-        {"prompt": "p", "responses": ["only one"]},
-        {"prompt": "p", "response_a": "a", "response_b": "b"},
-        {"prompt": "p", "response_a": "a", "response_b": "b", "preferences": {"x": "a", "y": None}, "id": 3},
-        {"prompt": "p", "chosen": "yes", "rejected": "no"},
-    ]
-    found, counts = read_candidates(data, max_words=2)
-    assert [one.responses for one in found[:1]] == [("a", "b")] and found[0].columns == {"topic": 1}
-    assert found[1].prompt == chat and found[1].responses[0] == [{"role": "assistant", "content": "a"}]
-    assert [one.given for one in found[2:]] == [{}, {"x": {(0, 1): 1.0}}, {"chosen": {(0, 1): 1.0}}]
-    assert [one.is_pair for one in found] == [False, False, True, True, True]
-    assert counts["repeated responses left out"] == 1 and counts["prompts with fewer than two responses left out"] == 1
-    assert counts["responses of more than 2 words left out"] == 1
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"prompt": "p", "responses": "text"}, "list of responses"),
-        ({"prompt": "p", "responses": ["a", " "]}, r"responses\[1\]"),
-        ({"responses": ["a", "b"]}, "prompt"), ({"prompt": "p"}, "not recognised"),
-        ({"prompt": "p", "responses": ["a", 3]}, r"responses\[1\]"),
-        ({"prompt": "p", "completion": "c", "label": True}, "one row"),
-    ],
-)  # fmt: skip
-def test_bad_rows_are_named(row: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words) as error:
-        read_candidates([row])
-    assert "row 1" in str(error.value)
-    with pytest.raises(InputError, match="nothing to label"):
-        read_candidates([{"prompt": "p", "responses": ["a"]}])
+    assert heard.tally.asked == 6 and heard.tally.failed == 0 and heard.unasked == 3
+    made, report = label_candidates(rows, [labeller], None)
+    assert report.warnings[0].startswith("x: 3 comparisons with a reference that the row lacks were not asked")
+    assert [row["reference"] for row in made] == ["the reference"] * 3 + ["4"] * 3

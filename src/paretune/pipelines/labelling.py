@@ -25,7 +25,7 @@ from paretune.preferences.labels import Labels
 from paretune.preferences.pairing import rows_of
 from paretune.preferences.source import Pair, Verdict
 from paretune.preferences.specs import Labeller
-from paretune.preferences.verdicts import Heard, decide, hear, plan
+from paretune.preferences.verdicts import Heard, hear, open_numbers, opinions, plan
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,11 @@ class LabelReport:
         counts: rows read, prompts, responses, rows written, and what was left out, by reason.
         objectives: per objective its labels, ties and missing ones among the rows written; the share of labels that
             people gave and that the source gave; `length_correlation`, Spearman's, of its score differences with
-            differences in words, over all pairs of a prompt; of a choice of sources, the rows that no case fits.
-        sources: per source the items asked, found and failed, seconds, rate, usage; of comparisons also the share of
-            pairs whose orders disagree (`inconsistent`) and the mean of P(i first) + P(j first) - 1
-            (`first_slot_excess`).
+            differences in words, over all pairs of a prompt; of a choice of sources `no_case_fits`, the prompts among
+            those to be labelled that no case fits.
+        sources: per source the items asked, found and failed among these, seconds, rate, usage; of comparisons also the
+            share of pairs whose orders disagree (`inconsistent`), the mean of P(i first) + P(j first) - 1
+            (`first_slot_excess`), and those with a reference that a row lacks (`unasked`).
         agreement: "a~b" -> pairs that both objectives label without a tie, and the share on which they agree.
         warnings: what a person should know, one sentence each.
     """
@@ -102,20 +103,19 @@ def label_candidates(
     given = [name for one in candidates for name in one.given]
     names = list(dict.fromkeys([labeller.name for labeller in labellers] + given))
     figures = _Figures(names)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for n, one in enumerate(candidates):
-        verdicts, labels = {}, {}
-        for name in names:
-            labels[name] = dict(one.given.get(name, {}))
-        for labeller in labellers:
-            if not one.given.get(labeller.name):
-                verdicts[labeller.name], labels[labeller.name] = decide(labeller, n, one, heard)
-        made = rows_of(one, verdicts, labels, options, counts)
+        verdicts, labels = opinions(labellers, n, one, heard)
+        made = rows_of(one, verdicts, labels, names, options, counts)
         figures.add(one, verdicts, labels, made)
-        rows += made
+        rows += made.values()
     counts.update({"prompts": len(candidates), "responses": sum(len(one.responses) for one in candidates)})
     counts.update({**options.facts, "rows written": len(rows)})
     report = LabelReport(counts=dict(counts), objectives=figures.objectives(), agreement=figures.agreement())
+    for labeller in labellers:
+        if labeller.chooses():
+            asked = [candidates[n].columns for n in open_numbers(labeller.name, candidates)]
+            report.objectives[labeller.name]["no_case_fits"] = sum(map(labeller.lacks_case, asked))
     report.sources = {name: _source_figures(one) for name, one in heard.items()}
     report.warnings = _warnings(report)
     if not rows:
@@ -139,23 +139,23 @@ class _Figures:
         one: Candidates,
         verdicts: Mapping[str, Verdict],
         labels: Mapping[str, Labels],
-        rows: Sequence[Mapping[str, Any]],
+        rows: Mapping[Pair, Mapping[str, Any]],
     ) -> None:
         words = [len(text_of(response).split()) for response in one.responses]
         for name in self.names:
-            counts = self.counts[name]
-            for row in rows:
+            counts, given = self.counts[name], one.given.get(name, {})
+            for pair, row in rows.items():
                 label = row["preferences"][name]
                 counts["missing" if label is None else "labels"] += 1
                 counts["ties"] += label == 0.5
                 if label is not None:
-                    counts["people" if one.given.get(name) else "source"] += 1
+                    counts["people" if pair in given else "source"] += 1
             for i, j in itertools.combinations(range(len(words)), 2):
-                difference = _difference(verdicts.get(name), labels[name], (i, j))
+                difference = _difference(verdicts.get(name), labels.get(name, {}), (i, j))
                 if difference is not None:
                     self.differences[name].append((difference, words[i] - words[j]))
         for (a, b), same in self.same.items():
-            for pair in labels[a].keys() & labels[b].keys():
+            for pair in labels.get(a, {}).keys() & labels.get(b, {}).keys():
                 p, q = labels[a][pair], labels[b][pair]
                 if p != 0.5 and q != 0.5:
                     same[0] += (p > 0.5) == (q > 0.5)
@@ -176,14 +176,14 @@ class _Figures:
     def agreement(self) -> dict[str, dict[str, Any]]:
         """Figures per pair of objectives."""
         return {
-            f"{a}~{b}": {"pairs": both, "agree": same / both if both else None}
+            f"{a}~{b}": {"objectives": [a, b], "pairs": both, "agree": same / both if both else None}
             for (a, b), (same, both) in self.same.items()
         }
 
 
 def _difference(verdict: Verdict | None, labels: Labels, pair: Pair) -> float | None:
     """Of scores where there are some, else what the label says."""
-    if verdict is not None and verdict.pairs is None:
+    if verdict is not None and verdict.pairs is None and pair not in verdict.missing:
         difference = verdict.scores[pair[0]] - verdict.scores[pair[1]]
         return None if math.isnan(difference) else difference
     return 2 * labels[pair] - 1 if pair in labels else None
@@ -191,6 +191,8 @@ def _difference(verdict: Verdict | None, labels: Labels, pair: Pair) -> float | 
 
 def _source_figures(heard: Heard) -> dict[str, Any]:
     figures = heard.tally.to_dict()
+    if heard.unasked:
+        figures["unasked"] = heard.unasked
     if heard.answers:
         pairs = [
             (answers[i, j], answers[j, i])
@@ -217,6 +219,9 @@ def _warnings(report: LabelReport) -> list[str]:
             why = ", ".join(f"{count:g} {what}" for what, count in figures["usage"].items() if what in _WHY_FAILED)
             known = f" ({why})" if why else ""
             warnings.append(f"{name}: {figures['failed']} of {total} answers failed{known}: missing labels, not votes.")
+        if figures.get("unasked"):
+            lacking = f"{figures['unasked']} comparisons with a reference that the row lacks were not asked"
+            warnings.append(f"{name}: {lacking}: missing labels, not votes.")
         excess = figures.get("first_slot_excess")
         if excess is not None and abs(excess) > 0.1:
             slot = "first" if excess > 0 else "second"
@@ -226,9 +231,11 @@ def _warnings(report: LabelReport) -> list[str]:
             warnings.append(f"Objective {name!r} has no label in any row.")
         elif figures["ties"] == figures["labels"]:
             warnings.append(f"All labels of objective {name!r} are ties.")
-    for pair, figures in report.agreement.items():
+        if figures.get("no_case_fits"):
+            warnings.append(f"{name}: no case fits {figures['no_case_fits']} prompts, which have no label of it.")
+    for figures in report.agreement.values():
         if figures["agree"] in (0.0, 1.0) and figures["pairs"] >= 20:
-            a, b = pair.split("~")
+            a, b = figures["objectives"]
             what = "the same" if figures["agree"] else "exactly opposite"
             warnings.append(f"{a} and {b} want {what} on all {figures['pairs']} pairs.")
     return warnings

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from paretune.comparisons.layouts import LAYOUTS, LayoutOptions, recognise
-from paretune.comparisons.layouts.shared import check_count
+from paretune.comparisons.layouts.shared import check_count, preference
 from paretune.comparisons.rows import BadRow, Text, clean_row, text_of
 from paretune.comparisons.sources import Item, list_sources, open_source
 from paretune.errors import InputError
@@ -26,8 +26,9 @@ class Candidates:
         where: the place it was read from.
         responses: all different.
         columns: the row's other columns, `reference` among them.
-        given: {objective: labels of pairs} that came with a comparison; nothing overrides them.
+        given: {objective: labels of pairs} that came with the row; nothing overrides them.
         is_pair: a comparison: its pair is kept whatever pairs are chosen.
+        scores: {objective: (K,) numbers of people, None where there is none}, from which `given` follows.
     """
 
     where: str
@@ -36,6 +37,11 @@ class Candidates:
     columns: Mapping[str, Any]
     given: Mapping[str, Labels] = field(default_factory=dict)
     is_pair: bool = False
+    scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+
+    def is_open(self, objective: str) -> bool:
+        """Whether a pair lacks a label of the objective."""
+        return len(self.given.get(objective, ())) < len(self.responses) * (len(self.responses) - 1) // 2
 
 
 def read_candidates(
@@ -43,7 +49,8 @@ def read_candidates(
 ) -> tuple[list[Candidates], Counter[str]]:
     """All candidates of a file, hub id or list of rows, and counts of what was left out.
 
-    Rows hold `prompt` and `responses`, or are comparisons in any layout that `read_comparisons` knows.
+    Rows hold `prompt` and `responses`, with or without `scores`, or are comparisons in any layout that
+    `read_comparisons` knows.
 
     Args:
         max_words: responses of more words (at white space) are left out; a comparison with one is, too.
@@ -97,7 +104,19 @@ def _responses(where: str, record: Mapping[str, Any]) -> Candidates:
         prompt = cleaned["prompt"]
         texts.append(cleaned["response_a"])
     columns = {key: value for key, value in record.items() if key not in ("prompt", "responses")}
-    return Candidates(where, prompt if texts else "", tuple(texts), columns)
+    scores = _scores(where, record) if len(texts) > 1 and record.get("scores") is not None else {}
+    return Candidates(where, prompt if texts else "", tuple(texts), columns, scores=scores)
+
+
+def _scores(where: str, record: Mapping[str, Any]) -> dict[str, tuple[float | None, ...]]:
+    """Scores of people, (K,) per objective, as the layout of scored responses reads them."""
+    ratings: list[Mapping[str, Sequence[float | None]]] = []
+    for _, row in LAYOUTS["scores"].read(iter([(where, dict(record))]), LayoutOptions()):
+        if isinstance(row, BadRow):
+            raise row
+        ratings.append(row["ratings"])  # [of i, of j] for (0, 1), (0, 2), …, (0, K - 1), and then pairs without 0
+    others = ratings[: len(record["responses"]) - 1]
+    return {name: (both[0], *(own[name][1] for own in others)) for name, both in others[0].items()}
 
 
 def _comparison(where: str, record: dict[str, Any]) -> Iterator[Candidates]:
@@ -125,7 +144,8 @@ def _comparison(where: str, record: dict[str, Any]) -> Iterator[Candidates]:
 def _usable(row: Candidates, max_words: int | None, counts: Counter[str]) -> Candidates | None:
     """The row without repeated and long responses; None where fewer than two are left."""
     kept: dict[str, Text] = {}
-    for response in row.responses:
+    places = []
+    for place, response in enumerate(row.responses):
         text = text_of(response)
         if max_words is not None and len(text.split()) > max_words:
             counts[f"responses of more than {max_words} words left out"] += 1
@@ -133,7 +153,21 @@ def _usable(row: Candidates, max_words: int | None, counts: Counter[str]) -> Can
             counts["repeated responses left out"] += 1
         else:
             kept[text] = response
+            places.append(place)
     if len(kept) < 2:
         counts["prompts with fewer than two responses left out"] += 1
         return None
-    return Candidates(row.where, row.prompt, tuple(kept.values()), row.columns, row.given, row.is_pair)
+    scores = {name: tuple(values[place] for place in places) for name, values in row.scores.items()}
+    given = row.given if row.is_pair else _given(scores)
+    return replace(row, responses=tuple(kept.values()), given=given, scores=scores)
+
+
+def _given(scores: Mapping[str, Sequence[float | None]]) -> dict[str, Labels]:
+    """The labels that follow from scores; none of an objective that no pair has both scores of."""
+    given: dict[str, Labels] = {}
+    for name, values in scores.items():
+        for i, j in itertools.combinations(range(len(values)), 2):
+            label = preference(values[i], values[j])
+            if label is not None:
+                given.setdefault(name, {})[i, j] = label
+    return given

@@ -73,6 +73,14 @@ def combined(rewards: npt.ArrayLike, way: str, strength: float) -> npt.NDArray[n
     return tilted(rewards, {"mean": math.inf, "worst": 0.0}.get(way, strength))
 
 
+def rounding(rewards: npt.ArrayLike, way: str, strength: float) -> npt.NDArray[np.float64]:
+    """How far rounding may have put `combined` off: a few ulps of what is added up; (K, ...) -> (...)."""
+    size = np.abs(np.asarray(rewards, dtype=np.float64))
+    penalty = strength if way == "uncertainty" else 0.0
+    ulps = 2 * len(size) * np.finfo(np.float64).eps
+    return np.asarray(ulps * (size.mean(0) + penalty * (size**2).mean(0)))
+
+
 def ensemble_way(where: str, options: Mapping[str, Any]) -> tuple[str, float]:
     """The way of an ensemble (mean where none is named) and its strength: `penalty` of uncertainty, `tau` of tilted.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paretune.errors import InputError
-from paretune.preferences.source import Pair, Verdict
+from paretune.preferences.source import Pair, Verdict, mean_wins
 
 Labels = dict[Pair, float]  # {(i, j), i < j: probability that i is preferred}; absent: no label
 
@@ -46,6 +47,9 @@ def pair_labels(verdict: Verdict, options: LabelOptions) -> Labels:
     """The labels of all pairs that have one."""
     labels: Labels = {}
     for i, j in itertools.combinations(range(len(verdict.scores)), 2):
+        slack = verdict.rounding[i] + verdict.rounding[j] if verdict.rounding else 0.0
+        if (i, j) in verdict.missing:
+            continue
         if verdict.pairs is None:
             difference = verdict.scores[i] - verdict.scores[j]
             p = float(difference > 0) if not options.soft else _sigmoid(float(options.soft) * difference)
@@ -59,9 +63,10 @@ def pair_labels(verdict: Verdict, options: LabelOptions) -> Labels:
         else:
             continue
         dropped = options.consistent_only and (i, j) in verdict.inconsistent
-        if math.isnan(difference) or abs(difference) < options.min_margin or dropped:
+        # NaN also where both are infinite: a sum beyond the floats
+        if math.isnan(abs(difference) - slack) or abs(difference) < options.min_margin - slack or dropped:
             continue
-        labels[i, j] = 0.5 if abs(difference) <= options.tie else p
+        labels[i, j] = 0.5 if abs(difference) <= options.tie + slack else p
     return labels
 
 
@@ -76,21 +81,37 @@ def first_opinion(parts: Sequence[tuple[Verdict, Labels]], count: int) -> Verdic
     """Lexicographic: each pair has the label of the first part that does not call it a tie.
 
     A part that failed on a pair leaves the pair without a label: what it would have said is not known. Scores are the
-    mean labels of a response's pairs.
+    mean labels of a response's pairs. A pair is inconsistent where it is to the part that decided.
     """
     pairs: Labels = {}
+    inconsistent = set()
     for pair in itertools.combinations(range(count), 2):
-        for _, labels in parts:
-            if pair not in labels:
-                pairs.pop(pair, None)
-                break
+        verdict, labels = next((part for part in parts if part[1].get(pair) != 0.5), parts[-1])
+        if pair in labels:
             pairs[pair] = labels[pair]
-            if labels[pair] != 0.5:
-                break
-    wins = [[p if k == i else 1.0 - p for (i, j), p in pairs.items() if k in (i, j)] for k in range(count)]
-    return Verdict(tuple(sum(won) / len(won) if won else math.nan for won in wins), pairs)
+            if pair in verdict.inconsistent:
+                inconsistent.add(pair)
+    return Verdict(mean_wins(count, pairs), pairs, frozenset(inconsistent))
 
 
 def weighted_sum(parts: Sequence[tuple[Verdict, float]], count: int) -> Verdict:
-    """Σ w·s of the parts' scores (win rates of comparisons); NaN where one of them is."""
-    return Verdict(tuple(sum(weight * verdict.scores[k] for verdict, weight in parts) for k in range(count)))
+    """Σ w·s of the parts' scores (win rates of comparisons); NaN where one of them is.
+
+    Its `rounding` bounds what n products and their sum may lose, and that w and s are decimals that no float is: so
+    0.1 + 0.2 against 0.3 is a tie, not a vote.
+    """
+    terms = [[weight * verdict.scores[k] for verdict, weight in parts] for k in range(count)]
+    ulps = (len(parts) + 2) * sys.float_info.epsilon
+    lost = [sum(abs(w) * v.rounding[k] for v, w in parts if v.rounding) for k in range(count)]
+    rounding = tuple(ulps * sum(map(abs, own)) + before for own, before in zip(terms, lost, strict=True))
+    return Verdict(tuple(map(sum, terms)), rounding=rounding)
+
+
+def known_to_all(verdict: Verdict, parts: Sequence[tuple[Verdict, Labels]]) -> Verdict:
+    """A verdict by the parts' scores: a pair that a part has no label for is missing, one inconsistent to a part is so.
+
+    Else the win rates of a part, over other opponents, would stand for the comparison that failed.
+    """
+    every = itertools.combinations(range(len(verdict.scores)), 2)
+    missing = frozenset(pair for pair in every if any(pair not in labels for _, labels in parts))
+    return replace(verdict, missing=missing, inconsistent=frozenset().union(*(part.inconsistent for part, _ in parts)))

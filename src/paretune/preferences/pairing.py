@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paretune.comparisons.layouts import LayoutOptions
 from paretune.comparisons.layouts.shared import choose_pairs
 from paretune.preferences.candidates import Candidates
 from paretune.preferences.labels import Labels
-from paretune.preferences.source import Verdict
+from paretune.preferences.similarity import references_of
+from paretune.preferences.source import Pair, Verdict
+from paretune.preferences.text_rules import Question
 
 UNLABELLED = "chosen pairs without any label, left out"
 
@@ -20,28 +22,30 @@ def rows_of(
     one: Candidates,
     verdicts: Mapping[str, Verdict],
     labels: Mapping[str, Labels],
+    names: Sequence[str],
     options: LayoutOptions,
     counts: Counter[str],
-) -> list[dict[str, Any]]:
-    """The rows of one prompt: its chosen pairs, each with one label or null per objective.
+) -> dict[Pair, dict[str, Any]]:
+    """The rows of one prompt by their pairs, the chosen ones, each with one label or null per objective.
 
     Args:
-        verdicts, labels: by objective; labels of people are among the latter.
+        verdicts, labels: by objective, of those that people or a source were asked about; they say which pairs.
+        names: the objectives of all rows.
         options: which pairs, how many at most, and the seed that decides which these are.
         counts: what is left out is added here.
 
     Returns:
         {prompt, response_a, response_b, preferences} and the other columns; an id gets the pair's numbers, and a
-        reference of several texts is its first.
+        reference of several texts is its first that is not empty.
     """
     if one.is_pair:
         pairs = [(0, 1)]
     else:
         scores = {name: [None if math.isnan(s) else s for s in verdict.scores] for name, verdict in verdicts.items()}
         pairs = choose_pairs(scores, len(one.responses), options, one.prompt, labels)
-    rows = []
+    rows = {}
     for i, j in pairs:
-        preferences = {name: given.get((i, j)) for name, given in labels.items()}
+        preferences = {name: labels.get(name, {}).get((i, j)) for name in names}
         if all(label is None for label in preferences.values()):
             counts[UNLABELLED] += 1
             continue
@@ -49,14 +53,16 @@ def rows_of(
         row |= {"preferences": preferences, **_carried(one.columns)}
         if row.get("id") is not None and not one.is_pair:
             row["id"] = f"{row['id']}:{i}-{j}"
-        rows.append(row)
+        if one.scores:  # as the layout keeps them, for methods that ask how good
+            row["ratings"] = {name: [values[i], values[j]] for name, values in one.scores.items()}
+        rows[i, j] = row
     return rows
 
 
 def _carried(columns: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in columns.items() if name not in _TAKEN}
-    if isinstance(kept.get("reference"), list):
-        kept["reference"] = next((str(text) for text in kept["reference"]), None)
+    if "reference" in kept:
+        kept["reference"] = next(iter(references_of(Question("", "", kept), "reference")), None)
     return kept
 
 

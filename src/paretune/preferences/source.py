@@ -43,11 +43,15 @@ class Verdict:
         pairs: {(i, j), i < j: P(i is better)}, both orders averaged; a pair that is absent has no label. None: labels
             follow from the scores' differences.
         inconsistent: those pairs whose two orders lie on different sides of 1/2.
+        missing: pairs without a label although their scores are known: a part of a combination has none.
+        rounding: (K,) how far rounding may have put each score off, of a combination's; () for not at all.
     """
 
     scores: tuple[float, ...]
     pairs: Mapping[Pair, float] | None = None
     inconsistent: frozenset[Pair] = frozenset()
+    missing: frozenset[Pair] = frozenset()
+    rounding: tuple[float, ...] = ()
 
 
 class Schedule(NamedTuple):
@@ -81,9 +85,13 @@ def win_rates(count: int, answers: Mapping[Pair, float]) -> Verdict:
         pairs[i, j] = sum(orders) / len(orders)
         if min(orders) < 0.5 < max(orders):
             inconsistent.add((i, j))
+    return Verdict(mean_wins(count, pairs), pairs, frozenset(inconsistent))
+
+
+def mean_wins(count: int, pairs: Mapping[Pair, float]) -> tuple[float, ...]:
+    """(count,) each response's mean P over the pairs that it is in; NaN without one."""
     wins = [[p if k == i else 1.0 - p for (i, j), p in pairs.items() if k in (i, j)] for k in range(count)]
-    scores = tuple(sum(won) / len(won) if won else math.nan for won in wins)
-    return Verdict(scores, pairs, frozenset(inconsistent))
+    return tuple(sum(won) / len(won) if won else math.nan for won in wins)
 
 
 def _both(i: int, j: int, answers: Mapping[Pair, float]) -> list[tuple[int, float]]:

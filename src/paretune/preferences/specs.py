@@ -9,12 +9,15 @@
     kind:     {ensemble: [{reward_model: rm-0}, {reward_model: rm-1}], way: worst}
 
 The first key that `KINDS` or the combinations know says what kind it is; of the others, those of `LabelOptions` say how
-answers become labels, and the rest are the kind's own options.
+answers become labels, and the rest are the kind's own options. An option of labels is refused where it would have no
+effect: on a gate or a choice, whose labels are its parts'; on a part of a sum or an ensemble, which takes its scores.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -49,6 +52,7 @@ KINDS: dict[str, Callable[[str, Any, dict[str, Any]], Source]] = {
     "implicit": _implicit,
 }
 COMBINATIONS = ("gate", "sum", "choose", "ensemble")
+_LARGEST = sys.float_info.max  # an integer beyond it is no float, infinity and NaN are no weight
 _LABEL_OPTIONS = tuple(option.name for option in fields(LabelOptions))
 
 
@@ -87,12 +91,31 @@ class Labeller:
 
     def part_for(self, columns: Mapping[str, Any]) -> Labeller | None:
         """Of a choice, the part that a row's columns choose; None where no case fits."""
-        value = columns.get(self.column)
-        key = None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        key = _case(columns.get(self.column))
         for wanted in dict.fromkeys((key, None)):
             if wanted in self.cases:
                 return self.parts[self.cases.index(wanted)]
         return None
+
+    def chooses(self) -> bool:
+        """Whether a choice is in it."""
+        return self.combination == "choose" or any(part.chooses() for part in self.parts)
+
+    def lacks_case(self, columns: Mapping[str, Any]) -> bool:
+        """Whether a choice in it that is reached has no case for a row's columns."""
+        if self.combination != "choose":
+            return any(part.lacks_case(columns) for part in self.parts)
+        part = self.part_for(columns)
+        return part is None or part.lacks_case(columns)
+
+
+def _case(value: Any) -> str | None:
+    """A column's value as the name of a case: 1 and 1.0 are one, `true` is a word; None where there is no value."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # as a table spells it
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def parse_sources(spec: Any) -> list[Labeller]:
@@ -111,8 +134,8 @@ def parse_sources(spec: Any) -> list[Labeller]:
     return labellers
 
 
-def parse_source(name: str, entry: Any) -> Labeller:
-    """One labeller."""
+def parse_source(name: str, entry: Any, within: str = "") -> Labeller:
+    """One labeller; `within` a sum or an ensemble, which takes its scores alone."""
     where = f"source {name!r}"
     if not isinstance(entry, Mapping):
         raise InputError("bad source", where=where, expected=f"a mapping with one of {_known()}", found=entry)
@@ -130,8 +153,35 @@ def parse_source(name: str, entry: Any) -> Labeller:
     except InputError as error:
         raise InputError(str(error), where=where) from None
     if kind in KINDS:
-        return Labeller(name, options, source=KINDS[kind](name, value, own), entry={kind: value, **own})
-    return {"gate": _gate, "sum": _sum, "choose": _choose, "ensemble": _ensemble}[kind](name, value, own, options)
+        made = Labeller(name, options, source=KINDS[kind](name, value, own), entry={kind: value, **own})
+    elif kind == "choose":
+        made = _choose(name, value, own, options, within)
+    else:
+        made = {"gate": _gate, "sum": _sum, "ensemble": _ensemble}[kind](name, value, own, options)
+    for key in _LABEL_OPTIONS:
+        if key in entry and (why := _no_effect(key, made, within)):
+            raise InputError(f"option {key!r} has no effect", where=where, found=why[0], fix=why[1])
+    return made
+
+
+def _no_effect(option: str, labeller: Labeller, within: str) -> tuple[str, str] | None:
+    """Why an option of labels would change nothing, and where it belongs; None where it has an effect."""
+    if labeller.combination == "gate":
+        return "a gate, which has the labels of its parts", "Give it to the parts."
+    if labeller.combination == "choose":
+        return "a choice, which has the labels of its cases", "Give it to the cases."
+    if option == "consistent_only":
+        if any(_in_both_orders(source) for source in labeller.sources()):
+            return None
+        return "nothing that compares pairs in both orders", "Leave it out."
+    if within:
+        return f"a part of {within}, which takes its scores", f"Give it to the {within} as a whole."
+    return None
+
+
+def _in_both_orders(source: Source) -> bool:
+    pairs = [] if source.compare is None else source.schedule.next_pairs(2, {}, 0)
+    return any(pair[::-1] in pairs for pair in pairs)
 
 
 def _known() -> str:
@@ -149,32 +199,33 @@ def _sum(name: str, value: Any, own: dict[str, Any], options: LabelOptions) -> L
     entries, weights = [], []
     for entry in _several(name, "sum", value):
         weight = entry.get("weight", 1.0) if isinstance(entry, Mapping) else 1.0
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise InputError("bad weight", where=f"source {name!r}", expected="a number", found=weight)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= _LARGEST:
+            raise InputError("bad weight", where=f"source {name!r}", expected="a finite number", found=weight)
         weights.append(float(weight))
         entries.append({k: v for k, v in entry.items() if k != "weight"} if isinstance(entry, Mapping) else entry)
-    return Labeller(name, options, combination="sum", parts=_parts(name, entries), weights=tuple(weights))
+    return Labeller(name, options, combination="sum", parts=_parts(name, entries, "sum"), weights=tuple(weights))
 
 
-def _choose(name: str, value: Any, own: dict[str, Any], options: LabelOptions) -> Labeller:
+def _choose(name: str, value: Any, own: dict[str, Any], options: LabelOptions, within: str) -> Labeller:
     _no_more(name, own, ("cases", "otherwise"))
     cases = own.get("cases")
     if not isinstance(value, str) or not isinstance(cases, Mapping) or not cases:
         expected = "{choose: COLUMN, cases: {VALUE: {rule: NAME}}}"
         raise InputError("bad choice", where=f"source {name!r}", expected=expected, found={"choose": value, **own})
-    entries = {str(case).lower() if isinstance(case, bool) else str(case): entry for case, entry in cases.items()}
-    keys: list[str | None] = list(entries)
-    parts = [parse_source(f"{name}.{case}", entry) for case, entry in entries.items()]
+    keys = [_case(case) for case in cases]
+    if None in keys or len(set(keys)) < len(keys):
+        raise InputError("bad cases", where=f"source {name!r}", expected="values, each once", found=list(cases))
+    parts = [parse_source(f"{name}.{case}", entry, within) for case, entry in zip(keys, cases.values(), strict=True)]
     if own.get("otherwise") is not None:
         keys.append(None)
-        parts.append(parse_source(f"{name}.otherwise", own["otherwise"]))
+        parts.append(parse_source(f"{name}.otherwise", own["otherwise"], within))
     return Labeller(name, options, combination="choose", parts=tuple(parts), column=value, cases=tuple(keys))
 
 
 def _ensemble(name: str, value: Any, own: dict[str, Any], options: LabelOptions) -> Labeller:
     _no_more(name, own, ("way", "tau", "penalty"))
     way, strength = ensemble_way(f"source {name!r}", own)
-    parts = _parts(name, _several(name, "ensemble", value))
+    parts = _parts(name, _several(name, "ensemble", value), "ensemble")
     return Labeller(name, options, combination="ensemble", parts=parts, way=way, strength=strength)
 
 
@@ -186,8 +237,8 @@ def _several(name: str, kind: str, value: Any) -> list[Any]:
     return value
 
 
-def _parts(name: str, entries: list[Any]) -> tuple[Labeller, ...]:
-    return tuple(parse_source(f"{name}.{i}", entry) for i, entry in enumerate(entries, start=1))
+def _parts(name: str, entries: list[Any], within: str = "") -> tuple[Labeller, ...]:
+    return tuple(parse_source(f"{name}.{i}", entry, within) for i, entry in enumerate(entries, start=1))
 
 
 def _no_more(name: str, own: Mapping[str, Any], known: tuple[str, ...]) -> None:

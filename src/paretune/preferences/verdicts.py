@@ -15,10 +15,12 @@ from paretune.errors import InputError
 from paretune.preferences.answers import AnswerStore, answer_key
 from paretune.preferences.asking import Tally, ask, known, progress_line
 from paretune.preferences.candidates import Candidates
-from paretune.preferences.ensembles import combined
-from paretune.preferences.labels import Labels, first_opinion, pair_labels, weighted_sum
-from paretune.preferences.source import REFERENCE, Item, Pair, Source, Verdict
+from paretune.preferences.ensembles import combined, rounding
+from paretune.preferences.labels import Labels, first_opinion, known_to_all, pair_labels, weighted_sum
+from paretune.preferences.similarity import references_of
+from paretune.preferences.source import REFERENCE, Item, Pair, Source, Verdict, mean_wins
 from paretune.preferences.specs import Labeller
+from paretune.preferences.text_rules import Question
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +33,19 @@ class Heard:
         verdicts: by candidate number, of those that it was asked about.
         answers: of a comparing source, every ordered pair's answer, by candidate number.
         tally: what it took.
+        unasked: ordered pairs with a reference that the row does not have: failures without a call.
     """
 
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     answers: dict[int, dict[Pair, float]] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
+    unasked: int = 0
 
 
 def asked_about(labeller: Labeller, candidates: Sequence[Candidates], among: Sequence[int]) -> dict[str, list[int]]:
     """Source name -> numbers of the candidates that its labeller needs it for.
 
-    A comparison that has a label of the objective already needs none; of a choice only the chosen part is asked.
+    What people have labelled needs none; of a choice only the chosen part is asked.
     """
     if labeller.source is not None:
         return {labeller.source.name: list(among)}
@@ -55,8 +59,8 @@ def asked_about(labeller: Labeller, candidates: Sequence[Candidates], among: Seq
 
 
 def open_numbers(name: str, candidates: Sequence[Candidates]) -> list[int]:
-    """The candidates that have no label of an objective yet."""
-    return [n for n, one in enumerate(candidates) if not one.given.get(name)]
+    """The candidates of which a pair has no label of an objective yet."""
+    return [n for n, one in enumerate(candidates) if one.is_open(name)]
 
 
 def plan(
@@ -201,9 +205,9 @@ def _compare(
     heard.answers = {n: {} for n in numbers}
     while todo := _next(source, candidates, heard.answers, numbers, seed):
         can = [(n, pair) for n, pair in todo if _text(candidates[n], pair[0]) and _text(candidates[n], pair[1])]
-        for n, pair in todo:  # without a reference there is nothing to ask: a failure without a call
+        for n, pair in todo:
             heard.answers[n][pair] = math.nan
-        heard.tally.failed += len(todo) - len(can)
+        heard.unasked += len(todo) - len(can)
         items = [_pair_item(candidates[n], pair) for n, pair in can]
         for (n, pair), p in zip(can, ask(source, items, store, heard.tally, retry_failed=retry_failed), strict=True):
             heard.answers[n][pair] = p
@@ -236,13 +240,31 @@ def _seed(one: Candidates, seed: int) -> int:
 def _text(one: Candidates, index: int) -> Text | None:
     if index != REFERENCE:
         return one.responses[index]
-    reference = one.columns.get("reference")
-    reference = reference[0] if isinstance(reference, list) and reference else reference
-    return reference if isinstance(reference, str) and reference.strip() else None
+    return next(iter(references_of(Question("", "", one.columns), "reference")), None)
 
 
 def _pair_item(one: Candidates, pair: Pair) -> Item:
     return Item(one.prompt, (_text(one, pair[0]) or "", _text(one, pair[1]) or ""), one.columns)
+
+
+def opinions(
+    labellers: Sequence[Labeller], n: int, one: Candidates, heard: Mapping[str, Heard]
+) -> tuple[dict[str, Verdict], dict[str, Labels]]:
+    """Verdicts and labels of candidate n by objective: what people gave, and of labellers what is missing there."""
+    verdicts = {}
+    labels = {name: dict(one.given.get(name, {})) for name in dict.fromkeys([*one.given, *one.scores])}
+    for name, values in one.scores.items():
+        verdicts[name] = Verdict(tuple(math.nan if value is None else value for value in values))
+    for labeller in labellers:
+        name = labeller.name
+        if not one.is_open(name):
+            continue
+        verdicts[name], found = decide(labeller, n, one, heard)
+        if one.given.get(name):  # scores of two scales: responses are ordered by what both say of pairs
+            found |= one.given[name]
+            verdicts[name] = Verdict(mean_wins(len(one.responses), found), found)
+        labels[name] = found
+    return verdicts, labels
 
 
 def decide(labeller: Labeller, n: int, one: Candidates, heard: Mapping[str, Heard]) -> tuple[Verdict, Labels]:
@@ -250,19 +272,18 @@ def decide(labeller: Labeller, n: int, one: Candidates, heard: Mapping[str, Hear
     count = len(one.responses)
     if labeller.source is not None:
         verdict = heard[labeller.source.name].verdicts[n]
-    elif labeller.combination == "choose":
+        return verdict, pair_labels(verdict, labeller.options)
+    if labeller.combination == "choose":
         part = labeller.part_for(one.columns)
-        if part is None:
-            return Verdict((math.nan,) * count), {}
-        return decide(part, n, one, heard)
+        return decide(part, n, one, heard) if part is not None else (Verdict((math.nan,) * count), {})
+    parts = [decide(part, n, one, heard) for part in labeller.parts]
+    if labeller.combination == "gate":
+        verdict = first_opinion(parts, count)
+        return verdict, dict(verdict.pairs or {})
+    if labeller.combination == "ensemble":
+        members, how = [part.scores for part, _ in parts], (labeller.way, labeller.strength)
+        verdict = Verdict(tuple(combined(members, *how).tolist()), rounding=tuple(rounding(members, *how).tolist()))
     else:
-        parts = [decide(part, n, one, heard) for part in labeller.parts]
-        if labeller.combination == "gate":
-            verdict = first_opinion(parts, count)
-            return verdict, dict(verdict.pairs or {})
-        if labeller.combination == "ensemble":
-            members = [part[0].scores for part in parts]
-            verdict = Verdict(tuple(combined(members, labeller.way, labeller.strength).tolist()))
-            return verdict, pair_labels(verdict, labeller.options)
-        verdict = weighted_sum([(part[0], weight) for part, weight in zip(parts, labeller.weights, strict=True)], count)
+        verdict = weighted_sum([(part, w) for (part, _), w in zip(parts, labeller.weights, strict=True)], count)
+    verdict = known_to_all(verdict, parts)
     return verdict, pair_labels(verdict, labeller.options)
