@@ -16,7 +16,7 @@ import pytest
 
 from paretune.errors import InputError
 from paretune.preferences.answers import AnswerStore, answer_key
-from paretune.preferences.asking import Tally, ask, known
+from paretune.preferences.asking import Tally, ask, columns_told, known
 from paretune.preferences.source import ALL_ORDERED, Item, Source, win_rates
 
 NAN = math.nan
@@ -97,11 +97,29 @@ def test_a_source_that_raises_loses_nothing_it_yielded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answers", "words"),
     [([1.0], "do not fit"), ([1.0, "high"], "no number"), ([1.0, math.inf], "not finite"), (iter([(0, 1)]), "1 of 2"),
-     (iter([(5, 1)]), "no such item")],
+     (iter([(5, 1)]), "no such item"), ({0: 1.0}, "1 of 2"), ({1: 1.0, 2: 0.5}, "no such item"),
+     ({"r0": 1.0, "r1": 0.5}, "without positions"), (iter([1.0, 0.5]), "without positions"),
+     (iter([(0.0, 1.0)]), "without positions"), (1.0, "no answers"), (None, "no answers"),
+     ({1.0, 0.5}, "no answers"), ("12", "no answers")],
 )  # fmt: skip
 def test_bad_answers_are_refused(answers: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         ask(Source("x", "f", score=lambda *a, **k: answers), items(2), None, Tally())
+
+
+def test_a_mapping_is_a_portion_and_not_the_list_of_its_keys() -> None:
+    assert ask(Source("x", "f", score=lambda *a, **k: {1: 10.0, 0: 20.0}), items(2), None, Tally()) == [20.0, 10.0]
+
+
+def test_columns_called_as_arguments_have_an_underscore_more() -> None:
+    calls: list[Any] = []
+    columns = {"references": 1, "references_": 2, "prompts": 3, "responses": 4, "pairs": 5, "reference": "R"}
+    ask(lengths(calls, reads=None), items(1, **columns), None, Tally())
+    ((_, _, references, told),) = calls
+    assert told == {"references_": [1], "references__": [2], "prompts_": [3], "responses_": [4], "pairs_": [5]}
+    assert columns_told(references, told) == {name: [value] for name, value in columns.items()}
+    ask(lengths(calls, reads=("references",)), items(1, **columns), None, Tally())
+    assert calls[1][2:] == (None, {"references_": [1]})
 
 
 def test_comparisons_answer_with_probabilities() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
+import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,9 @@ from paretune.preferences.answers import AnswerStore, answer_key
 from paretune.preferences.source import Answers, Item, Source
 
 logger = logging.getLogger(__name__)
+
+# What a source's function is given beside the columns. A column of such a name has one underscore more.
+_OWN_NAME = re.compile(r"(prompts|responses|pairs|references)_*")
 
 
 @dataclass
@@ -140,35 +145,64 @@ def _ask_batch(
 
 
 def call(source: Source, items: Sequence[Item]) -> Answers:
-    """The source's function on a batch, told what it reads."""
+    """The source's function on a batch, told what it reads.
+
+    A column that is called as one of the function's own arguments is given with an underscore more: `references_`.
+    """
     names: Iterable[str] = source.reads or ()
     if source.reads is None:
         names = dict.fromkeys(name for item in items for name in item.columns)
     columns: dict[str, Any] = {name: [item.columns.get(name) for item in items] for name in names}
     references = columns.pop("reference", None)
+    told = {f"{name}_" if _OWN_NAME.fullmatch(name) else name: values for name, values in columns.items()}
     prompts = [item.prompt for item in items]
     if source.score is not None:
-        return source.score(prompts, [item.responses[0] for item in items], references=references, **columns)
+        return source.score(prompts, [item.responses[0] for item in items], references=references, **told)
     assert source.compare is not None
-    return source.compare(prompts, [item.responses for item in items], references=references, **columns)
+    return source.compare(prompts, [item.responses for item in items], references=references, **told)
+
+
+def columns_told(references: Sequence[Any] | None, told: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """What `call` gave a function, by the rows' own names: `reference` among them, where any row has one."""
+    columns = {name[:-1] if name.endswith("_") and _OWN_NAME.fullmatch(name) else name: told[name] for name in told}
+    return columns if references is None else {**columns, "reference": references}
 
 
 def answered(source: Source, answers: Answers, count: int) -> Iterator[Mapping[int, float]]:
-    """What a function returned or yields, in portions that are kept together."""
-    if hasattr(answers, "__len__"):
-        values = list(answers)
+    """What a function returned or yields, in portions that are kept together.
+
+    Raises:
+        InputError: neither a list of `count` numbers nor {position: number} or (position, number) in portions.
+    """
+    where, expected = f"source {source.name!r}", f"{count} answers, one per item"
+    portions: Any = [answers] if isinstance(answers, Mapping) else answers
+    # a set has no order, and text of the right length would be read letter by letter
+    if not isinstance(portions, Iterable) or isinstance(portions, str | bytes | Set):
+        fix = "It must return or yield its answers; an async function can end on asyncio.run."
+        raise InputError("no answers", where=where, expected=expected, found=type(answers).__name__, fix=fix)
+    if hasattr(answers, "__len__") and not isinstance(answers, Mapping):
+        values = list(portions)
         if len(values) != count:
-            where, expected = f"source {source.name!r}", f"{count} answers, one per item"
             raise InputError("the answers do not fit the items", where=where, expected=expected, found=len(values))
         yield {i: _number(source, value) for i, value in enumerate(values)}
         return
-    for portion in answers:
-        pairs = portion.items() if isinstance(portion, Mapping) else [portion]
-        for position, _ in pairs:
-            if not 0 <= position < count:
-                expected = f"a position below {count}"
-                raise InputError("no such item", where=f"source {source.name!r}", expected=expected, found=position)
-        yield {int(position): _number(source, value) for position, value in pairs}
+    for portion in portions:
+        pairs = list(portion.items()) if isinstance(portion, Mapping) else [portion]
+        yield {_position(source, pair, count): _number(source, pair[1]) for pair in pairs}
+
+
+def _position(source: Source, pair: Any, count: int) -> int:
+    """Of a (position, answer)."""
+    where = f"source {source.name!r}"
+    try:
+        given, _ = pair
+        position = operator.index(given)
+    except (TypeError, ValueError):
+        expected = "(position, answer) or {position: answer}, by the items' places in the batch"
+        raise InputError("answers without positions", where=where, expected=expected, found=repr(pair)) from None
+    if not 0 <= position < count:
+        raise InputError("no such item", where=where, expected=f"a position below {count}", found=position)
+    return position
 
 
 def _number(source: Source, value: Any) -> float:

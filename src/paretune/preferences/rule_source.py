@@ -12,6 +12,7 @@ from typing import Any
 from paretune.comparisons.rows import Text, text_of
 from paretune.errors import InputError
 from paretune.preferences import text_rules
+from paretune.preferences.asking import columns_told
 from paretune.preferences.language import language
 from paretune.preferences.similarity import exact_match, rouge
 from paretune.preferences.source import Source
@@ -63,6 +64,8 @@ def rule_source(name: str, value: Any, options: dict[str, Any]) -> Source:
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options:
             raise InputError(f"option {key!r} is missing", where=where)
+    if not isinstance(options.get("column", ""), str):
+        raise InputError("bad column", where=where, expected="the name of one column", found=options["column"])
     try:
         rule = make(**options)
     except InputError as error:
@@ -72,7 +75,7 @@ def rule_source(name: str, value: Any, options: dict[str, Any]) -> Source:
     slow = value in _SLOW
     return Source(
         name,
-        f"rule {value} 1 {json.dumps(options, sort_keys=True, default=str)}",
+        f"rule {value} 2 {json.dumps(options, sort_keys=True, default=str)}",
         score=functools.partial(_scores, rule) if not slow else functools.partial(_one_by_one, rule),
         reads=None,
         batch_size=64 if slow else 4096,
@@ -81,15 +84,14 @@ def rule_source(name: str, value: Any, options: dict[str, Any]) -> Source:
 
 
 def _one_by_one(
-    rule: Rule, prompts: Sequence[Text], responses: Sequence[Text], references: Any = None, **columns: Sequence[Any]
+    rule: Rule, prompts: Sequence[Text], responses: Sequence[Text], /, references: Any = None, **told: Sequence[Any]
 ) -> Iterator[tuple[int, float]]:
     """Each score as it is known."""
-    if references is not None:
-        columns["reference"] = references
+    columns = columns_told(references, told)
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         others = {name: values[i] for name, values in columns.items()}
         yield i, rule(Question(text_of(prompt), text_of(response), others))
 
 
-def _scores(rule: Rule, *texts: Any, **columns: Any) -> list[float]:
-    return [score for _, score in _one_by_one(rule, *texts, **columns)]
+def _scores(rule: Rule, /, *texts: Any, **told: Any) -> list[float]:
+    return [score for _, score in _one_by_one(rule, *texts, **told)]
