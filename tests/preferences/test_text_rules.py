@@ -27,7 +27,7 @@ from tests.tokenizers_made import byte_bpe
 NAN = math.nan
 
 
-def scored(rule: str, response: Any, options: dict[str, Any] | None = None, **columns: Any) -> float:
+def scored(rule: str, response: Any, options: dict[str, Any] | None = None, /, **columns: Any) -> float:
     source = rule_source("x", rule, options or {})
     return ask(source, [Item("a prompt", (response,), columns)], None, Tally())[0]
 
@@ -48,6 +48,8 @@ def scored(rule: str, response: Any, options: dict[str, Any] | None = None, **co
         ("json", {}, '{"a": 1}', 1), ("json", {}, "{'a': 1}", 0), ("json", {}, '```json\n{"a": 1}\n```', 1),
         ("json", {"fenced": False}, '```json\n{"a": 1}\n```', 0), ("json", {"keys": ["a", "b"]}, '{"a": null}', 0.75),
         ("json", {"keys": {"a": "number", "b": "string"}}, '{"a": true, "b": "x"}', 0.75),
+        ("json", {}, '{"a": NaN}', 0), ("json", {}, "-Infinity", 0), ("json", {}, '"NaN"', 1),
+        ("keywords", {"words": "refund"}, "a fund", 0),
         ("json", {"keys": ["a"]}, "[1]", 0), ("json", {}, "[" * 100_000, 0),
         ("keywords", {"words": ["Refund", ["two weeks", "14 days"]]}, "A refund in two\nweeks.", 1),
         ("keywords", {"words": ["fund", "c++"]}, "A refund for C++ books", 0.5),
@@ -84,6 +86,12 @@ def test_lists_of_words_and_tokenizers_come_from_files(tmp_path: Path) -> None:
     assert scored("longer", text, options) == len(tokenizer(text)["input_ids"])
 
 
+@pytest.mark.parametrize("name", ["references", "references_", "rule", "prompts", "responses", "texts", "pairs"])
+def test_a_row_may_have_columns_of_any_name(name: str) -> None:
+    assert scored("rouge", "Blue", {"column": name}, **{name: ["Red", "Blue"]}) == 1
+    assert scored("code", ADD, {"run": True, "column": name}, **{name: "assert add(1, 2) == 3"}) == 1
+
+
 def test_messages_are_read_as_their_text() -> None:
     assert scored("longer", [{"role": "assistant", "content": "four"}]) == 4
 
@@ -104,7 +112,12 @@ def test_rules_of_training_data_agree_with_those_of_labelling(rule: str, a: str,
         ("shorter", {"unit": "pages"}, "bad unit"), ("longer", {"unit": "tokens"}, "tokenizer"),
         ("regex", {}, "'pattern' is missing"), ("regex", {"pattern": "("}, "regular expression"),
         ("length", {"least": 5, "most": 3}, "bad most"), ("format", {}, "no requirement"),
-        ("format", {"most_lines": "two"}, "bad most_lines"), ("keywords", {}, "no keywords"),
+        ("format", {"most_lines": "two"}, "bad most_lines"), ("format", {"starts": 5}, "bad starts"),
+        ("format", {"ends": True}, "bad ends"), ("format", {"bullets": "yes"}, "bad bullets"),
+        ("regex", {"pattern": "a", "count": True, "whole_text": True}, "count and whole_text"),
+        ("regex", {"pattern": "a", "absent": 1}, "bad absent"), ("regex", {"pattern": 5}, "bad options"),
+        ("rouge", {"column": ["a"]}, "bad column"), ("json", {"fenced": "no"}, "bad fenced"),
+        ("keywords", {"words": {"a": 1}}, "bad words"), ("keywords", {}, "no keywords"),
         ("keywords", {"words": [""]}, "bad keyword"), ("json", {"keys": {"a": "text"}}, "bad type of key 'a'"),
         ("word_list", {"path": "nowhere.txt"}, "cannot read the list"),
         ("language", {"code": "xx"}, "unknown language"), ("fewer_words", {"n": 1}, "no options"),
@@ -129,6 +142,15 @@ def test_every_rule_says_what_it_does() -> None:
         ("The answer is 12 because 3 * 4 = 12 and 5 > 2", 12), ("Answer: -3.5e2", -350), ("costs $1,234", 1234),
         ("half, or 1/2", 0.5), ("it is 50%", 0.5), ("in 1,2 or 3", 3), ("−7", -7), ("none", None), ("v2x", None),
         ("1e99999999", None), ("1/0", None), ("the final answer is: 42.", 42), (r"\boxed{x} so 5", 5), ("3.", 3),
+        ("I will answer in 2 steps. 3*4 gives 12", 12), (r"\boxed{\frac12}", 0.5), (r"\dfrac1{4}", 0.25),
+        ("3 1/2", 3.5),
+        (r"-3\frac{1}{2}", -3.5), ("-3 1/2 of 5, 6/4", 1.5), (r"25\%", 0.25), ("25 percent", 0.25), ("e5", None),
+        (r"r = 2, so \boxed{2\pi}", None), (r"It is 3\sqrt{2}", None), ("x + 2", None), ("2x", None), ("10-12", None),
+        (r"\frac{\pi}{2}", None), (r"\boxed{3, 4}", None), (r"\boxed{x = 5}", 5), (r"\boxed{\frac12 = 0.5}", 0.5),
+        (r"\boxed{5\text{ cm}}", 5), (r"10{,}000", 10000), (r"3 \times 10^{-2}", 0.03), ("2**3 + 4**2 = 24", 24),
+        ("The answer is 3 * 4 = 12.", 12), ("**Answer**: **7** of 9", 7), ("The answer is 3. No, the answer is 4.", 4),
+        ('{"answer": 5, "certainty": 0.9}', 5), ("<answer>5</answer> in 2 steps", 5), ("#### Step 2\nso 5", 5),
+        ("The answer is 12 - I checked 3 times", 12), ("(5)", 5), ("a\n- 12 apples", 12),
     ],
 )  # fmt: skip
 def test_final_numbers(text: str, number: float | None) -> None:
@@ -141,7 +163,32 @@ def test_percent_and_share_are_one_answer() -> None:
         scored("numeric_answer", "It is 25%", reference="25") == scored("numeric_answer", "0.25", reference="25%") == 1
     )
     assert scored("numeric_answer", "It is 0.25", reference="25") == 0
+    assert scored("numeric_answer", "With 100% certainty the answer is 5.", reference="500") == 0
+    assert scored("numeric_answer", "50%", reference="5000%") == 0
+    assert scored("numeric_answer", "50%", reference="0.5") == scored("numeric_answer", "50%", reference="50%") == 1
     assert scored("numeric_answer", "3.1416", {"tolerance": 1e-4}, reference=["2.7", "3.14159"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("truth", "right"),
+    [
+        (r"\frac{\pi}{2}", NAN), ("x+2", NAN), (r"2\pi", NAN), ("2x", NAN), ("(2, 3)", NAN), ("2 or 3", NAN),
+        ("2 km", NAN),
+        (r"\boxed{x+2}", NAN), ("It is 2.", NAN), ("2^2", NAN), ("1/0", NAN), ("", NAN), ([r"x", "2"], 1),
+        (2, 1), (2.0, 1),
+        ("2.", 1), ("$2$", 1), (r"\$2.00", 1), (r"2^\circ", 1), ("It is 4/2\n#### 2", 1), (r"so \boxed{\frac42}", 1),
+        ("The answer is 2.", 1), (r"200\%", 1), ("3", 0),
+    ],
+)  # fmt: skip
+def test_a_truth_is_a_number_or_there_is_no_verdict(truth: Any, right: float) -> None:
+    assert scored("numeric_answer", "It is 2", reference=truth) == pytest.approx(right, nan_ok=True)
+
+
+def test_long_texts_are_read_in_time() -> None:
+    started = time.process_time()
+    for part in ("answer is ", "####", "#### ", "1,", "1 ", "**", "\\boxed{", "1+", ". "):
+        final_number(part * 10_000)
+    assert time.process_time() - started < 20
 
 
 # ---- ROUGE-L ----
@@ -206,6 +253,14 @@ def test_programs_have_limits(tmp_path: Path) -> None:
     time.sleep(max(0.0, started + 2.5 - time.monotonic()))
     time.sleep(2)
     assert not trace.exists(), "what a program started ends with it"
+
+
+def test_the_limit_on_time_is_the_processors() -> None:
+    """A program that has to wait for the processor, here asleep, is not failed for it, but does not wait for ever."""
+    assert run_tests("import time; time.sleep(2.5)", ["pass"], seconds=2.0, megabytes=256) == [True]
+    started = time.monotonic()
+    assert run_tests("import time; time.sleep(60)", ["pass"], seconds=0.3, megabytes=256) == [False]
+    assert time.monotonic() - started < 30
 
 
 def test_what_a_program_writes_does_not_fill_our_memory() -> None:

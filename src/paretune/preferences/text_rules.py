@@ -103,8 +103,10 @@ def format(
     line to be a list's item ("- ", "* ", "1. "), false none."""
     checks: list[Callable[[str, list[str]], bool]] = []
     if starts is not None:
+        one_string("starts", starts)
         checks.append(lambda text, lines: text.startswith(starts))
     if ends is not None:
+        one_string("ends", ends)
         checks.append(lambda text, lines: text.endswith(ends))
     checks += [lambda text, lines, part=part: part in text for part in strings("contains", contains or [])]  # type: ignore[misc]
     if least_lines is not None:
@@ -114,6 +116,7 @@ def format(
         whole("most_lines", most_lines, 1)
         checks.append(lambda text, lines: len(lines) <= most_lines)
     if bullets is not None:
+        flag("bullets", bullets)
         checks.append(lambda text, lines: all(bool(_BULLET.match(line)) is bullets for line in lines))
     if not checks:
         raise InputError("no requirement", expected="starts, ends, contains, least_lines, most_lines or bullets")
@@ -129,6 +132,12 @@ def format(
 def regex(*, pattern: str, absent: bool = False, whole_text: bool = False, count: bool = False) -> Rule:
     """1 where the pattern is found, else 0; absent: the reverse; whole_text: it must match all of it; count: how many
     times it is found (minus that, with absent)."""
+    for name, value in (("absent", absent), ("whole_text", whole_text), ("count", count)):
+        flag(name, value)
+    if count and whole_text:
+        raise InputError(
+            "count and whole_text", expected="one of them", fix="The whole text matches once or not at all."
+        )
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -153,6 +162,7 @@ def json_valid(*, keys: Any = None, fenced: bool = True) -> Rule:
         keys: a list of names, or {name: string | number | boolean | array | object | null}.
         fenced: a fence of Markdown around it is taken off.
     """
+    flag("fenced", fenced)
     kinds: dict[str, Any] = {
         **{"string": str, "number": (int, float), "boolean": bool, "array": list, "object": dict, "null": type(None)},
     }
@@ -171,7 +181,7 @@ def json_valid(*, keys: Any = None, fenced: bool = True) -> Rule:
         text = q.response.strip()
         fence = re.fullmatch(r"```\w*\n(.*?)\n?```", text, re.DOTALL) if fenced else None
         try:
-            value = json.loads(fence[1] if fence else text)
+            value = json.loads(fence[1] if fence else text, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             return 0.0
         if not wanted:
@@ -181,10 +191,15 @@ def json_valid(*, keys: Any = None, fenced: bool = True) -> Rule:
     return score
 
 
+def _no_constant(name: str) -> None:
+    """NaN, Infinity and -Infinity are Python's own; RFC 8259 has no such numbers."""
+    raise ValueError(f"{name} is not JSON")
+
+
 # ---- content ----
 
 
-def keywords(*, words: list | None = None, column: str | None = None) -> Rule:
+def keywords(*, words: list | str | None = None, column: str | None = None) -> Rule:
     """Share of the words, phrases or facts that the response holds: whole words, in any case and spacing.
 
     Args:
@@ -193,6 +208,9 @@ def keywords(*, words: list | None = None, column: str | None = None) -> Rule:
     """
     if (words is None) == (column is None):
         raise InputError("no keywords", expected="words, or the name of a column that holds them")
+    words = [words] if isinstance(words, str) else words
+    if words is not None and not isinstance(words, list):
+        raise InputError("bad words", expected="a list", found=words)
     fixed = None if words is None else [_phrase(entry) for entry in words]
     if fixed is not None and not fixed:
         raise InputError("no keywords", expected="at least one word")
@@ -270,6 +288,20 @@ def whole(name: str, value: Any, least: int) -> int:
     """A whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"bad {name}", expected=f"a whole number of at least {least}", found=value)
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise InputError(f"bad {name}", expected="true or false", found=value)
+    return value
+
+
+def one_string(name: str, value: Any) -> str:
+    """Some text."""
+    if not isinstance(value, str) or not value:
+        raise InputError(f"bad {name}", expected="a string (in quotes, where YAML reads a number)", found=value)
     return value
 
 
