@@ -116,3 +116,31 @@ def test_the_kept_results_are_those_of_the_cells_and_the_page_says_them() -> Non
     for name, one in both["means"]["paraphrased"]["arms"].items():
         overall = both["means"]["true"]["arms"][name]["held out"]["overall"]
         assert f"| {overall:.3f} | {one['held out']['overall']:.3f} |" in page, name
+
+
+def test_the_page_s_tables_are_the_results() -> None:
+    kept = json.loads((STUDY / "results.json").read_text(encoding="utf-8"))
+    page = (STUDY / "README.md").read_text(encoding="utf-8").replace("−", "-")
+    means, rows = kept["means"], []
+    for rubric in ("overall", "told", "careful"):
+        own, found = f"guided {rubric}", means["judge"]["accuracy"]
+        true, paraphrased, quarter, half = (
+            {name: one["accuracy"] for name, one in found[f"{rubric}, {quality}"].items()}
+            for quality in ("true", "paraphrased", "wrong-25", "wrong-50")
+        )
+        shown = [true[f"free {rubric}"], true["form"], *(one[own] for one in (true, paraphrased, quarter, half))]
+        shown += [*(one["rouge"] for one in (true, paraphrased, quarter, half)), true["embeddings"]]
+        rows.append(f"| {rubric} | {' | '.join(f'{x:.3f}' for x in shown)} |")
+    for part in ("true", "paraphrased", "wrong-25", "wrong-50"):
+        for arm in means[part]["arms"].values():
+            out, own = arm["held out"], arm["train"]["overall"]
+            right = out["told"] / (out["told"] - out["careful"])
+            cells = f"| {out['told']:.3f} | {out['careful']:.3f} | **{out['overall']:.3f}** | {right:.2f} |"
+            rows.append(f"{cells} {abs(out['kl']):.2f} | {own:.3f} |")  # the start's, from itself, is rounding
+    for name, arm in means["front"]["arms"].items():
+        out = arm["held out"]
+        cells = " | ".join(f"{out[objective]:.3f}" for objective in ("told", "careful", "overall"))
+        rows.append(f"| {name} | {cells} | {abs(out['kl']):.2f} |")
+    for name, one in kept["volumes"].items():
+        rows.append(f"| {name} | {one['worst']:.3f} | {one['start']:.4f} | {one['nadir']:.4f} |")
+    assert len(rows) > 30 and [row for row in rows if row not in page] == []
