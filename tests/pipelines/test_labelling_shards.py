@@ -57,8 +57,9 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def labelled(spec: dict[str, Any], engine: Any, store: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    columns = {"source": "web", "usage": 1}  # as the arguments of what asks are called
     rows = [
-        {"prompt": f"{i % 5}?", "responses": [f"{'x' * (i % 4)}{j}" for j in range(3)], "topic": i % 2}
+        {"prompt": f"{i % 5}?", "responses": [f"{'x' * (i % 4)}{j}" for j in range(3)], "topic": i % 2, **columns}
         for i in range(10)
     ]
     candidates, _ = read_candidates(rows)
@@ -131,3 +132,5 @@ def test_servers_and_rules_stay_with_the_command() -> None:
     assert not goes_elsewhere(kept) and goes_elsewhere(gate)
     asked = spread(gate, Inline(), 1)
     assert asked.parts[0] is gate.parts[0] and asked.parts[1] is not gate.parts[1]
+    (mine,) = parse_sources({"c": {"function": lambda prompts, completions: [0.0] * len(prompts), "version": "1"}})
+    assert not goes_elsewhere(mine), "another process could not make it"

@@ -41,6 +41,8 @@ def goes_elsewhere(labeller: Labeller) -> bool:
     """Whether a source, or one of a combination, is asked in shards."""
     if labeller.source is None:
         return any(goes_elsewhere(part) for part in labeller.parts)
+    if callable(labeller.entry.get("function")):
+        return False  # an object of this process, which another one could not make from its name
     return labeller.source.cached and labeller.entry.get("server") is None
 
 
@@ -73,6 +75,7 @@ def _ask_shards(
     usage: Counter[str],
     prompts: Sequence[Text],
     responses: Sequence[Any],
+    /,  # columns may have any of these names
     references: Sequence[Any] | None = None,
     **columns: Sequence[Any],
 ) -> Iterator[Portion]:

@@ -9,7 +9,8 @@ A source either scores single responses or compares ordered pairs of them, in ba
 tuples (first, second), in the order in which a judge is to see them. NaN is a failure: a missing label, counted and
 never a vote. Instead of a list a source may yield (position, answer) as each is known, or {position: answer} of
 several: then what was answered is kept even when the process is killed, or the source raises, in the middle of a batch.
-A network source runs its own event loop inside.
+A column that is called as one of these arguments comes with an underscore more (`references_`). A network source runs
+its own event loop inside.
 
 What a source is told beside the texts is what it `reads`. That and its fingerprint are the key under which an answer
 is kept (`asking`), so a fingerprint names whatever changes the answers: model and its revision, prompt, rubric,
