@@ -96,6 +96,9 @@ def test_gains_part_as_kl_grows() -> None:
     assert rows[0]["gap"] == 0 and rows[1] == {
         "kl": 4.0, "root_kl": 2.0, "trained": 2.0, "held_out": -0.5, "gap": 2.5,
     }  # fmt: skip
+    rows = gain_with_kl([0.0, 1.0, None], [0.0, None, 1.0], [0.0, 0.25, 0.5])
+    assert math.isnan(rows[1]["gap"]) and rows[1]["held_out"] == 0.25, "null of a file: not known"
+    assert rows[2]["gap"] == 0.5 and math.isnan(rows[2]["root_kl"])
     assert gain_with_kl([-0.01], [0.0], [0.0])[0]["root_kl"] == 0.0, "an estimate of KL can be below 0"
 
 

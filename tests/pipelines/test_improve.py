@@ -26,19 +26,13 @@ from paretune.preferences.answers import AnswerStore
 from paretune.preferences.labels import LabelOptions
 from paretune.preferences.source import Source
 from paretune.preferences.specs import Labeller
-from tests import servers_made
-from tests.cli.made import paretune, save_model, saved_weights, text, write_jsonl
+from tests.cli.made import paretune, save_model, saved_weights, write_jsonl
+from tests.pipelines.improve_made import prompts, read, words
 from tests.preferences.judges.made import judge_model
 from tests.servers_made import serving
 from tests.tokenizers_made import chatml
 
-HELD_OUT = "{prompts: 0.3, sources: {fluent: {rule: repetition, n: 1}}}"
-QUICK: dict[str, Any] = {
-    **{"n": 3, "max_tokens": 6, "rounds": 2, "save_steps": 2, "logging_steps": 1, "max_steps": 3, "use_cpu": "true"},
-    **{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 5e-3},
-    **{"sources": "{short: {rule: shorter}, right: {rule: rouge}}", "objectives": "{short: 0.5, right: 0.5}"},
-    "held_out": HELD_OUT,
-}
+ROOT = Path(__file__).resolve().parents[2]
 # notes every response that it is asked about
 SOURCE = """
 import pathlib
@@ -53,24 +47,6 @@ def score(prompts, completions, **columns):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model") / "qwen3")
-
-
-def prompts(n: int) -> list[dict[str, Any]]:
-    import random
-
-    rng = random.Random(0)
-    return [{"prompt": f"{i} {text(rng)}?", "reference": text(rng)} for i in range(n)]
-
-
-def words(folder: Path, start: Path, out: str, count: int = 10, /, **changes: Any) -> list[str]:
-    """A command line; changes replace the quick settings, None leaves one out."""
-    data = write_jsonl(folder / "prompts.jsonl", prompts(count))
-    given = {"model": start, "prompts": data, "output_dir": folder / out, **QUICK, **changes}
-    return ["improve", *(str(w) for name, value in given.items() if value is not None for w in (f"--{name}", value))]
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_two_rounds_from_prompts_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,7 +324,8 @@ def test_draws_and_judgements_of_servers(tmp_path: Path, capsys: pytest.CaptureF
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         log, judges.answered, before = tmp_path / "log.jsonl", 0, len(judges.requests)
-        serve = [sys.executable, servers_made.__file__, "--model", "{model}", "--port", str(port), "--name", "policy"]
+        serve = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.servers_made"]
+        serve += ["--model", "{model}", "--port", str(port), "--name", "policy"]
         serve += ["--faults", "ok,429,ok,slow,500,truncated", "--stall", "0.3", "--log", str(log)]
         at = {"server": f"http://127.0.0.1:{port}/v1", "server_model": "policy", "serve": shlex.join(serve)}
         command = words(tmp_path, path, "b", 8, **changes, **at, rounds=1, cache=tmp_path / "b.sqlite")
@@ -392,3 +369,5 @@ def test_a_model_that_is_not_served(
     assert paretune(*words(tmp_path, model, "out", 6, **at, max_tokens=2, api_key_env="MY_KEY")) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert all(word in message for word in said) and "verysecret" not in message, message
+    kept = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"verysecret" in path.read_bytes()]

@@ -210,14 +210,10 @@ def make_plan(settings: Any) -> ImprovePlan:
             "held_out": watch,
             "fingerprints": fingerprints([*labellers, *held_out]),
             "rows": [row.key for row in rows],
-            "train": {name: value for name, value in given.items() if name not in UNGUARDED},
+            "train": dict(given),
         },
         notices=[f"{count} {what}" for what, count in counts.items()],
     )
-
-
-# Settings of the align step that change nothing that is computed.
-UNGUARDED = ("output_dir", "disable_tqdm", "report_to", "run_name", "logging_dir", "dataset_num_proc")
 
 
 def _held_out(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -289,7 +285,8 @@ def round_table(content: Mapping[str, Any]) -> str:
     if "signs" not in content:
         return f"\nRound {number}: {content['stopped']}"
     signs = content["signs"]
-    head = ["source", "role", "mean", "change", "± s.e.", "~ length", "first slot", "orders agree", "members differ"]
+    head = ["source", "role", "mean", "change", "± s.e.", "~ length"]
+    head += ["failed", "first slot", "orders agree", "members differ"]  # these where there are any
     rows = []
     for name, one in signs["sources"].items():
         change, orders = one["change"] or {}, one.get("orders", {})
@@ -302,6 +299,7 @@ def round_table(content: Mapping[str, Any]) -> str:
                 _number(change.get("mean"), "+.3f"),
                 _number(change.get("standard_error")),
                 _number(one["length_correlation"], "+.2f"),
+                str(one["failed"] or "-"),
                 _number(orders.get("first_slot_excess"), "+.2f"),
                 _number(orders.get("swap_consistency"), ".2f"),
                 _number(differ[0] if differ else None, ".2f"),
@@ -319,7 +317,9 @@ def round_table(content: Mapping[str, Any]) -> str:
         f"{name} {_number(one['change'], '+.2f')} nats ({_number(one['fallen'], '.0%')} fell)"
         for name, one in signs.get("displacement", {}).items()
     ]
-    return "\n".join([*lines, *(["Log-probability of preferred responses: " + ", ".join(fallen)] if fallen else [])])
+    if fallen:
+        lines.append("Log-probability of preferred responses: " + ", ".join(fallen))
+    return "\n".join([*lines, *signs.get("warnings", [])])
 
 
 def _number(value: float | None, form: str = ".3f") -> str:

@@ -148,18 +148,25 @@ def is_hacked(trained: Change, held_out: Change) -> bool:
     return trained.rises and held_out.falls
 
 
-def gain_with_kl(kl: Sequence[float], trained: Sequence[float], held_out: Sequence[float]) -> list[dict[str, float]]:
+def gain_with_kl(
+    kl: Sequence[float | None], trained: Sequence[float | None], held_out: Sequence[float | None]
+) -> list[dict[str, float]]:
     """Per round, from the start on: the gains since the start, and how far apart they are, as KL grows.
 
     The gap is what over-optimization looks like (Gao et al., arXiv 2210.10760, which draw it over sqrt KL).
+
+    Args:
+        kl, trained, held_out: of each round; None, which is how a file keeps NaN, is not known.
     """
+    figures: Array = np.array([kl, trained, held_out], dtype=np.float64)  # (3, rounds); None becomes NaN
+    gains = figures[1:] - figures[1:, :1]
     return [
         {
-            "kl": kl[i],
-            "root_kl": math.sqrt(max(kl[i], 0.0)),
-            "trained": trained[i] - trained[0],
-            "held_out": held_out[i] - held_out[0],
-            "gap": (trained[i] - trained[0]) - (held_out[i] - held_out[0]),
+            "kl": float(figures[0, i]),
+            "root_kl": math.sqrt(max(float(figures[0, i]), 0.0)),
+            "trained": float(gains[0, i]),
+            "held_out": float(gains[1, i]),
+            "gap": float(gains[0, i] - gains[1, i]),
         }
         for i in range(len(kl))
     ]

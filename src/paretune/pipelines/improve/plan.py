@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
@@ -16,15 +17,19 @@ from paretune.errors import InputError
 from paretune.pipelines.improve.serving import Serving
 from paretune.pipelines.methods import Method, Request, check_method, find_method
 from paretune.pipelines.sampling import PromptRow, SamplingSettings
+from paretune.preferences.source import REFERENCE
 from paretune.preferences.specs import Labeller
 from paretune.training.record import plain, write_json
+from paretune.training.rundir import MAY_CHANGE as RUN_MAY_CHANGE
 
 REFERENCES = ("previous", "start")
 # Settings that decide no answer, no draw and no weight of a round that is there.
 MAY_CHANGE = (
-    *("rounds", "patience", "cache", "retry_failed", "max_hours"),
+    *("rounds", "patience", "cache", "retry_failed"),
     *("serve", "serve_seconds", "api_key_env", "concurrency", "timeout", "retries"),
 )
+# The same of the align step's.
+TRAIN_MAY_CHANGE = RUN_MAY_CHANGE | {"logging_steps", "save_steps"}
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ def check_plan(plan: ImprovePlan) -> None:
         raise InputError("improve is one process", found=f"{plan.align.args.world_size} ranks", fix=fix)
     _check_objectives(plan)
     _check_apart(plan.labellers, plan.held_out)
+    _check_anchors(plan)
     method = find_method(plan.align.method)
     if method.steerable or method.load is not _plain_load():
         fix = "Choose a combiner or a method of one model (docs/methods.md)."
@@ -182,6 +188,19 @@ def _check_apart(trained: Sequence[Labeller], held_out: Sequence[Labeller]) -> N
                 )
 
 
+def _check_anchors(plan: ImprovePlan) -> None:
+    """Sources are watched against draws, so that a reference that their schedule needs would be missed too late."""
+    for labeller in plan.labellers:
+        for source in labeller.sources():
+            anchored = source.compare is not None and any(REFERENCE in p for p in source.schedule.next_pairs(2, {}, 0))
+            if anchored and not any(reference_of(row) for row in plan.prompts):
+                raise InputError(
+                    "no prompt has the reference that responses are compared with",
+                    where=f"source {labeller.name!r}",
+                    fix="Give the rows a reference, or set anchor: first.",
+                )
+
+
 def fingerprints(labellers: Sequence[Labeller]) -> dict[str, list[str]]:
     """By objective, what its answers depend on."""
     return {one.name: [source.fingerprint for source in one.sources()] for one in labellers}
@@ -203,16 +222,47 @@ def begin(plan: ImprovePlan) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError("unreadable settings", where=str(path)) from error
-    for key in dict.fromkeys([*before, *told]):
-        if key not in MAY_CHANGE and before.get(key) != told.get(key):
-            raise InputError(
-                f"this folder was begun with another {key}",
-                where=f"output_dir {plan.folder}",
-                expected=json.dumps(before.get(key))[:200],
-                found=json.dumps(told.get(key))[:200],
-                fix="Choose another output_dir, or give the settings that it was begun with.",
-            )
+    changed = _changed(
+        {key: value for key, value in before.items() if key not in MAY_CHANGE},
+        {key: value for key, value in told.items() if key not in MAY_CHANGE},
+    )
+    if changed:
+        shown = [_parting(*values) for values in list(changed.values())[:_SHOWN]]
+        raise InputError(
+            f"this folder was begun with another {', '.join(changed)}",
+            where=f"output_dir {plan.folder}",
+            expected="; ".join(f"{key} {was}" for key, (was, _) in zip(changed, shown, strict=False)),
+            found="; ".join(f"{key} {now}" for key, (_, now) in zip(changed, shown, strict=False)),
+            fix="Choose another output_dir, or give the settings that it was begun with.",
+        )
     write_json(path, told)
+
+
+_SHOWN = 3  # values that a message shows
+
+
+def _changed(before: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key -> what it was and what it is, of those that differ; within mappings with the way there, as sources.a.rule,
+    but the align step's by their names."""
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys([*before, *told]):
+        was, now = before.get(key), told.get(key)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            inner = _changed(was, now)
+            if key == "train":
+                inner = {name: values for name, values in inner.items() if name not in TRAIN_MAY_CHANGE}
+            changed |= {name if key == "train" else f"{key}.{name}": values for name, values in inner.items()}
+        elif was != now:
+            changed[key] = was, now
+    return changed
+
+
+def _parting(was: Any, now: Any) -> tuple[str, str]:
+    """Both as JSON, cut to where they differ."""
+    texts = json.dumps(was), json.dumps(now)
+    begin = max(0, len(os.path.commonprefix(texts)) - 20) if max(map(len, texts)) > 80 else 0
+    first, second = (f"{'…' * (begin > 0)}{text[begin : begin + 80]}{'…' * (len(text) > begin + 80)}" for text in texts)
+    return first, second
 
 
 @contextmanager

@@ -9,16 +9,18 @@ import copy
 import dataclasses
 import gc
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paretune.comparisons.rows import Text
+from paretune.comparisons.rows import Text, text_of
 from paretune.errors import InputError
 from paretune.files import write_text
-from paretune.pipelines.improve.measure import displacement, draw, read_draws, round_seed, score, signs
+from paretune.pipelines.improve.measure import draw, read_draws, round_seed, score
 from paretune.pipelines.improve.plan import ImprovePlan, reference_of
 from paretune.pipelines.improve.serving import served
+from paretune.pipelines.improve.signs import displacement, signs
 from paretune.pipelines.labelling import label_candidates, report_path, write_labelled
 from paretune.pipelines.methods import run_method
 from paretune.pipelines.methods.contract import changed_args
@@ -26,9 +28,14 @@ from paretune.pipelines.sampling import open_responses
 from paretune.pipelines.sampling_here import sample_here
 from paretune.pipelines.sampling_server import sample_from_server
 from paretune.preferences.answers import AnswerStore
-from paretune.preferences.candidates import read_candidates
+from paretune.preferences.candidates import Candidates, read_candidates
+from paretune.preferences.specs import Labeller
+from paretune.preferences.verdicts import hear
 from paretune.training.record import write_json
 from paretune.training.rundir import find_checkpoint
+
+logger = logging.getLogger(__name__)
+_NO_ROW = "no row could be labelled"  # as `label_candidates` says it
 
 
 class Parts:
@@ -75,8 +82,9 @@ def run_round(plan: ImprovePlan, number: int, earlier: Sequence[Mapping[str, Any
             start = _supervised(plan, start, parts)
         content = {"round": number, "start": start}
         _sample(plan, number, start, parts)
-        if not _label(plan, parts, store):
-            content["stopped"] = "the policy gives one and the same response to every prompt: nothing to compare"
+        nothing = _label(plan, parts, store)
+        if nothing is not None:
+            content["stopped"] = nothing
             write_json(folder / "round.json", content)
             return content
         content["model"] = _align(plan, start, earlier, parts)
@@ -131,7 +139,7 @@ def _sample(plan: ImprovePlan, number: int, start: str, parts: Parts) -> None:
             if serving is None:
                 sample_here(plan.prompts, settings, file, batch_size=plan.batch_size)
             else:
-                with served(serving, start, parts.folder / "serve.log"):
+                with served(serving, start, parts.folder / "serve.log", keys=_key_names(plan)):
                     sample_from_server(plan.prompts, settings, file, serving.access)
         done = file.finish(plan.prompts)
     if done < len(plan.prompts):
@@ -142,30 +150,64 @@ def _sample(plan: ImprovePlan, number: int, start: str, parts: Parts) -> None:
     parts.finish("sample", prompts=done, responses=responses, left_out=done * settings.n - responses)
 
 
-def _label(plan: ImprovePlan, parts: Parts, store: AnswerStore) -> bool:
-    """Whether there was anything to compare."""
-    out = parts.folder / "train.jsonl"
+def _key_names(plan: ImprovePlan) -> set[str]:
+    """The environment variables that hold the sources' keys."""
+    labellers, names = [*plan.labellers, *plan.held_out], set()
+    while labellers:
+        one: Labeller = labellers.pop()
+        labellers += one.parts
+        names.add(str(one.entry.get("api_key_env") or ""))
+    return names - {""}
+
+
+def _label(plan: ImprovePlan, parts: Parts, store: AnswerStore) -> str | None:
+    """None, or why there is nothing to train on, whoever asks again."""
     if "label" in parts.finished:
-        return bool(parts.finished["label"]["rows"])
+        return parts.finished["label"].get("nothing")
     responses = parts.folder / "responses.jsonl"
-    lines = responses.read_text(encoding="utf-8").splitlines()
-    if all(len(json.loads(line)["responses"]) < 2 for line in lines):
-        parts.finish("label", rows=0)
-        return False
-    candidates, read = read_candidates(str(responses), max_words=plan.max_words)
-    rows, report = label_candidates(
-        candidates,
-        plan.labellers,
-        store,
-        pairs=plan.pairs,
-        max_pairs=plan.max_pairs,
-        seed=plan.seed,
-        retry_failed=plan.retry_failed,
-        read=read,
-    )
-    write_labelled(rows, dataclasses.asdict(report), out)
+    nothing = _nothing_to_compare(plan, responses)
+    if nothing is None:
+        candidates, read = read_candidates(str(responses), max_words=plan.max_words)
+        try:
+            rows, report = label_candidates(
+                candidates,
+                plan.labellers,
+                store,
+                pairs=plan.pairs,
+                max_pairs=plan.max_pairs,
+                seed=plan.seed,
+                retry_failed=plan.retry_failed,
+                read=read,
+            )
+        except InputError as error:
+            if not str(error).startswith(_NO_ROW) or _any_failed(plan, candidates, store):
+                raise
+            nothing = f"no pair of the policy's responses that is chosen (pairs: {plan.pairs}) has a label"
+    if nothing is not None:
+        parts.finish("label", rows=0, nothing=nothing)
+        return nothing
+    for warning in report.warnings:
+        logger.warning("%s: %s", parts.folder.name, warning)
+    write_labelled(rows, dataclasses.asdict(report), parts.folder / "train.jsonl")
     parts.finish("label", rows=len(rows), warnings=report.warnings)
-    return True
+    return None
+
+
+def _nothing_to_compare(plan: ImprovePlan, responses: Path) -> str | None:
+    found = [json.loads(line)["responses"] for line in responses.read_text(encoding="utf-8").splitlines()]
+    if all(len(texts) < 2 for texts in found):
+        whole = " that are not cut off" if plan.sampling.drop_cut else ""
+        return f"the policy gives no prompt two different responses{whole}: nothing to compare"
+    most = plan.max_words
+    if most is not None and all(sum(len(text_of(text).split()) <= most for text in texts) < 2 for texts in found):
+        return f"the policy gives no prompt two different responses of at most {most} words (max_words)"
+    return None
+
+
+def _any_failed(plan: ImprovePlan, candidates: Sequence[Candidates], store: AnswerStore) -> bool:
+    """Whether a source has failed on anything, so that another try may find labels; its answers are kept by now."""
+    heard = hear(plan.labellers, candidates, store, seed=plan.seed)
+    return any(one.tally.failed for one in heard.values())
 
 
 def _align(plan: ImprovePlan, start: str, earlier: Sequence[Mapping[str, Any]], parts: Parts) -> str:
@@ -199,7 +241,7 @@ def _watch(
     """The signs of hacking, also in monitors.json."""
     path, model = parts.folder / "held_out.jsonl", str(content["model"])
     draws = read_draws(path) if path.exists() else draw(plan, model, plan.align.model, path)
-    start = read_draws(plan.round_folder(0) / "held_out.jsonl")
+    start = read_draws(plan.round_folder(0) / "held_out.jsonl") if earlier else None
     scored = score(
         [*plan.labellers, *plan.held_out], draws, start, store, seed=plan.seed, retry_failed=plan.retry_failed
     )

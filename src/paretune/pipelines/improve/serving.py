@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from paretune.preferences.secrets import without_key
 
 _POLL = 0.2  # seconds
 _GONE = 15.0  # seconds that a server of a killed run has to end
+_HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,12 @@ class Serving:
 
 
 @contextmanager
-def served(serving: Serving, model: str, log: Path) -> Iterator[None]:
+def served(serving: Serving, model: str, log: Path, *, keys: Collection[str] = ()) -> Iterator[None]:
     """Has a model served for a while.
 
     Args:
         log: receives what the command says. Where it is there already, an earlier run was cut off.
+        keys: environment variables with keys that the log must not hold, beside the server's own and the hub's.
 
     Raises:
         InputError: the command fails, or the server does not list the model in time.
@@ -92,9 +94,10 @@ def served(serving: Serving, model: str, log: Path) -> Iterator[None]:
         time.sleep(_POLL)
         was_there = _listed(serving) is not None
     words = [word.replace("{model}", model) for word in shlex.split(serving.command)]
+    secret = ",".join(sorted({*keys, *_HUB_KEYS, serving.access.api_key_env or ""} - {""}))
     with log.open("ab") as said:
         process = subprocess.Popen(
-            [sys.executable, "-I", guard.__file__, *words], stdin=subprocess.PIPE, stdout=said, stderr=said
+            [sys.executable, "-I", guard.__file__, secret, *words], stdin=subprocess.PIPE, stdout=said, stderr=said
         )
     try:
         _wait(serving, model, process, log, was_there=was_there)
@@ -116,9 +119,7 @@ def _wait(serving: Serving, model: str, process: subprocess.Popen[bytes] | None,
         status = None if process is None else process.poll()
         if status:
             fix = f"See {log}." + (" Something answers at that address already." if was_there else "")
-            raise InputError(
-                "the command failed", where=f"serve: {serving.command}", found=_tail(log, serving.access), fix=fix
-            )
+            raise InputError("the command failed", where=f"serve: {serving.command}", found=_tail(log), fix=fix)
         names = _listed(serving)
         if names is not None and name in names and (not was_there or status == 0):
             return
@@ -148,6 +149,6 @@ def _listed(serving: Serving) -> set[str] | None:
         return None
 
 
-def _tail(log: Path, access: Access) -> str:
+def _tail(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return without_key(" / ".join(line.strip() for line in lines[-3:]), access.secret()) or "it said nothing"
+    return " / ".join(line.strip() for line in lines[-3:]) or "it said nothing"
