@@ -6,9 +6,9 @@ In a test:
         server.faults = ["429", "truncated"]      # of the next requests, in order of arrival
         ...  # server.url is the base URL, server.requests what came
 
-By hand, with any model directory:
+By hand, with a tiny model of random weights or any model:
 
-    python -m tests.servers_made --model DIR --port 8000
+    python -m tests.servers_made
     python -m tests.servers_made --model DIR --port 8000 --faults ok,ok,429,slow      # in turns
 
 It has /v1/models, /v1/completions and /v1/chat/completions: n, max_tokens, temperature, top_p, seed, stop,
@@ -21,15 +21,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.answers_made import answer_of, events_of
 
 FAULTS = {
     "ok": "none",
@@ -40,8 +44,8 @@ FAULTS = {
     "500": "an error of the server",
     "503": "no room",
     "timeout": "no answer until `stall` seconds have passed",
-    "truncated": "half of the JSON, as if it were whole",
-    "cut": "half of the body, then the connection closes",
+    "truncated": "half of the JSON, as if it were whole; of a stream, of one event",
+    "cut": "half of the body or of the events, then the connection closes",
     "no_logprobs": "an answer without log-probabilities",
     "empty": "an answer without choices",
     "null": "null where the choices should be",
@@ -87,9 +91,7 @@ class ModelServer:
 
     def load(self, path: str) -> None:
         """Serves another model from now on."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+        model, tokenizer = _loaded(path)
         with self.lock:
             self.model, self.tokenizer, self.name = model, tokenizer, path
 
@@ -107,124 +109,8 @@ class ModelServer:
         Raises:
             ValueError: a request that is refused with 400, in its words.
         """
-        chat = path.endswith("/chat/completions")
-        ids = self._prompt(body, chat)
-        listed = _listed(body, chat)
-        choices, written = [], 0
         with self.lock, torch.no_grad():  # one model, and threads in any order
-            for i in range(int(body.get("n") or 1)):
-                tokens, reason = self._generate(ids, body, i, listed)
-                written += len(tokens)
-                choices.append(self._choice(i, tokens, reason, body, [] if chat else ids, chat, listed))
-        usage = {"prompt_tokens": len(ids), "completion_tokens": written, "total_tokens": len(ids) + written}
-        kind = "chat.completion" if chat else "text_completion"
-        return {"id": "made", "object": kind, "created": 0, "model": self.name, "choices": choices, "usage": usage}
-
-    def _prompt(self, body: dict[str, Any], chat: bool) -> list[int]:
-        if chat:
-            if not self.tokenizer.chat_template:
-                raise ValueError("the model has no chat template")
-            try:
-                text = self.tokenizer.apply_chat_template(
-                    body["messages"],
-                    tokenize=False,
-                    add_generation_prompt=body.get("add_generation_prompt", True),
-                    continue_final_message=body.get("continue_final_message", False),
-                    **body.get("chat_template_kwargs", {}),
-                )
-            except Exception as error:  # templates raise what Jinja raises
-                raise ValueError(f"the chat template: {error}") from error
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = self.tokenizer(body["prompt"])["input_ids"]
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit is not None and len(ids) + _most(body) > limit:
-            raise ValueError(f"{len(ids)} tokens and max_tokens {_most(body)} are more than the context of {limit}")
-        return list(ids)
-
-    def _generate(
-        self, ids: list[int], body: dict[str, Any], choice: int, listed: int
-    ) -> tuple[list[tuple[int, torch.Tensor]], str]:
-        """Tokens with the log-probabilities of the vocabulary in their place (V,), and why it ended."""
-        temperature = float(1.0 if body.get("temperature") is None else body["temperature"])
-        generator = torch.Generator().manual_seed(int(body.get("seed") or 0) * 1009 + choice)
-        given, past, tokens = torch.tensor([ids]), None, []
-        for _ in range(_most(body)):
-            out = self.model(input_ids=given, past_key_values=past, use_cache=True)
-            logprobs = out.logits[0, -1].double().log_softmax(-1)
-            past = out.past_key_values
-            if temperature == 0:
-                token = int(logprobs.argmax())
-            else:
-                p = (logprobs / temperature).softmax(-1)
-                order = p.argsort(descending=True)
-                kept = order[(p[order].cumsum(0) - p[order]) < float(body.get("top_p") or 1.0)]
-                token = int(kept[torch.multinomial(p[kept], 1, generator=generator)])
-            if token == self.tokenizer.eos_token_id:
-                return tokens, "stop"
-            tokens.append((token, logprobs))
-            if _stopped(self.tokenizer.decode([t for t, _ in tokens]), body) is not None:
-                return tokens, "stop"
-            given = torch.tensor([[token]])
-        return tokens, "length"
-
-    def _choice(
-        self,
-        index: int,
-        tokens: list[tuple[int, torch.Tensor]],
-        reason: str,
-        body: dict[str, Any],
-        before: list[int],
-        chat: bool,
-        listed: int,
-    ) -> dict[str, Any]:
-        # what the tokens add to the prompt's text: alone, some tokenizers would drop the space before the first word
-        parts = before, [*before, *(token for token, _ in tokens)]
-        head, whole = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in parts)
-        text = whole.removeprefix(head)
-        at = _stopped(text, body)
-        text = text if at is None else text[:at]
-        said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        made = {"index": index, "finish_reason": reason, "logprobs": None, **said}
-        if listed:
-            made["logprobs"] = (self._chat_logprobs if chat else self._logprobs)(tokens, listed)
-        return made
-
-    def _top(self, logprobs: torch.Tensor, listed: int) -> list[tuple[str, float]]:
-        values, ids = logprobs.topk(min(listed, len(logprobs)))
-        return [(self.tokenizer.decode([int(i)]), float(v)) for v, i in zip(values, ids, strict=True)]
-
-    def _chat_logprobs(self, tokens: list[tuple[int, torch.Tensor]], listed: int) -> dict[str, Any]:
-        content = []
-        for token, logprobs in tokens:
-            top = [{"token": text, "logprob": value, "bytes": None} for text, value in self._top(logprobs, listed)]
-            text = self.tokenizer.decode([token])
-            content.append({"token": text, "logprob": float(logprobs[token]), "bytes": None, "top_logprobs": top})
-        return {"content": content, "refusal": None}
-
-    def _logprobs(self, tokens: list[tuple[int, torch.Tensor]], listed: int) -> dict[str, Any]:
-        texts = [self.tokenizer.decode([token]) for token, _ in tokens]
-        offsets = list(itertools.accumulate([0, *map(len, texts)]))[: len(texts)]
-        top = [dict(reversed(self._top(logprobs, listed))) for _, logprobs in tokens]
-        own = [float(logprobs[token]) for token, logprobs in tokens]
-        return {"tokens": texts, "token_logprobs": own, "top_logprobs": top, "text_offset": offsets}
-
-
-def _listed(body: dict[str, Any], chat: bool) -> int:
-    """How many alternatives are asked for; 0: no log-probabilities at all."""
-    if chat:
-        return max(1, int(body.get("top_logprobs") or 1)) if body.get("logprobs") else 0
-    return int(body.get("logprobs") or 0)
-
-
-def _most(body: dict[str, Any]) -> int:
-    return int(body.get("max_tokens") or body.get("max_completion_tokens") or 16)
-
-
-def _stopped(text: str, body: dict[str, Any]) -> int | None:
-    stops = body.get("stop") or []
-    places = [text.find(stop) for stop in ([stops] if isinstance(stops, str) else stops)]
-    return min((place for place in places if place >= 0), default=None)
+            return answer_of(self.model, self.tokenizer, self.name, body, chat=path.endswith("/chat/completions"))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -270,8 +156,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("empty", "null"):
             answer["choices"] = [] if fault == "empty" else None
         if body.get("stream"):
-            return self._stream(answer, slow=fault == "slow")
-        content = json.dumps(answer).encode()
+            self._stream(events_of(answer), fault)
+        else:
+            self._whole(json.dumps(answer).encode(), fault)
+        if fault in ("ok", "no_logprobs", "one", "slow"):
+            made.finish(body)
+        return None
+
+    def _whole(self, content: bytes, fault: str) -> None:
         if fault == "truncated":
             content = content[: len(content) // 2]
         self._head(200, len(content))
@@ -282,32 +174,27 @@ class _Handler(BaseHTTPRequestHandler):
             self._in_pieces([content[i : i + 16] for i in range(0, len(content), 16)])
         else:
             self._write(content)
-        if fault in ("ok", "no_logprobs", "one", "slow"):
-            made.finish(body)
-        return None
 
-    def _stream(self, answer: dict[str, Any], *, slow: bool) -> None:
-        chat = answer["object"] == "chat.completion"
-        events = []
-        for choice in answer["choices"]:
-            text = choice["message"]["content"] if chat else choice["text"]
-            for piece in [*text.split(" "), None]:
-                said = {"content": piece} if piece is not None else {}
-                delta = {"delta": said} if chat else {"text": piece or ""}
-                end = choice["finish_reason"] if piece is None else None
-                one = {"index": choice["index"], "logprobs": None, "finish_reason": end, **delta}
-                kind = "chat.completion.chunk" if chat else "text_completion"
-                events.append({**answer, "object": kind, "choices": [one], "usage": None})
-        pieces = [f"data: {json.dumps(event)}\n\n".encode() for event in events]
+    def _stream(self, events: list[bytes], fault: str) -> None:
+        """In chunks, the last one empty: without it a client knows that the connection was cut."""
+        half = len(events) // 2
+        if fault == "truncated":
+            events = [*events[:half], events[half][: len(events[half]) // 2] + b"\n\n", events[-1]]
+        if fault == "cut":
+            events = events[:half]
+        chunks = [f"{len(event):x}\r\n".encode() + event + b"\r\n" for event in events]
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        self.close_connection = True
-        if slow:
-            self._in_pieces([*pieces, b"data: [DONE]\n\n"])
+        if fault == "slow":
+            self._in_pieces(chunks)
         else:
-            self._write(b"".join(pieces) + b"data: [DONE]\n\n")
+            self._write(b"".join(chunks))
+        if fault == "cut":
+            self.close_connection = True
+        else:
+            self._write(b"0\r\n\r\n")
 
     def _in_pieces(self, pieces: list[bytes]) -> None:
         for piece in pieces:
@@ -364,15 +251,24 @@ def serving(model: Any, tokenizer: Any, **options: Any) -> Iterator[ModelServer]
         thread.join()
 
 
-def main() -> None:
-    """Serves a model directory until ctrl-C."""
+def _loaded(path: str | None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if path is not None:
+        return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    from tests.preferences.judges.made import judge_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        return judge_model(Path(folder))
+
+
+def main() -> None:
+    """Serves a model until ctrl-C."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="faults: " + ", ".join(f"{name} ({what})" for name, what in FAULTS.items()),
     )  # fmt: skip
-    parser.add_argument("--model", required=True, help="directory of a causal language model")
+    parser.add_argument("--model", help="directory or hub id of a causal language model [a tiny one, made on the spot]")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--name", default="tiny", help="what the model is called in requests")
     parser.add_argument("--faults", default="ok", help="names separated by commas, taken in turns")
@@ -382,12 +278,10 @@ def main() -> None:
     names = given.faults.split(",")
     if unknown := set(names) - set(FAULTS):
         parser.error(f"unknown faults: {', '.join(sorted(unknown))}")
-    model = AutoModelForCausalLM.from_pretrained(given.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(given.model)
     options = {"name": given.name, "port": given.port, "faults": itertools.cycle(names), "stall": given.stall}
     options["log"] = given.log
-    with serving(model, tokenizer, **options) as made:
-        print(f"model {made.name} at {made.url}; ctrl-C ends it")
+    with serving(*_loaded(given.model), **options) as made:
+        print(f"model {made.name} at {made.url}; ctrl-C ends it", flush=True)
         try:
             while True:
                 time.sleep(3600)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.made import paretune, write_jsonl
+from tests.cli.made import QUICK, paretune, write_jsonl
 from tests.preferences.judges.made import judge_model, responses
 from tests.servers_made import serving
 from tests.shared_data import shared_data
@@ -55,6 +55,26 @@ def test_labels_of_a_judge_here_and_on_a_server(
         assert a["preferences"] == pytest.approx(b["preferences"], rel=1e-4)
     report = json.loads((tmp_path / "there.labels.json").read_text())["sources"]["good"]
     assert report["pairs_in_both_orders"] == 12 and -1 <= report["first_slot_excess"] <= 1
+
+
+def test_from_prompts_to_an_aligned_model_through_one_socket(saved: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    data = write_jsonl(
+        tmp_path / "p.jsonl",
+        [{"prompt": [{"role": "user", "content": row["prompt"]}], "reference": "a cat"} for row in responses(4)],
+    )
+    drawn, labelled, run = tmp_path / "r.jsonl", tmp_path / "train.jsonl", tmp_path / "run"
+    with serving(*saved[1:]) as server:
+        words = ["--model", "tiny", "--server", server.url, "--n", "2", "--max_tokens", "5"]
+        assert paretune("sample", *words, "--prompts", data, "--out", drawn) == 0
+        judge: dict[str, Any] = {"judge": "tiny", "server": server.url, "prefill": True, "protocol": "guided"}
+        judge["request"] = {"top_logprobs": 500, "max_tokens": 1}  # a random model's labels are among its last words
+        sources = json.dumps({"good": judge, "short": {"rule": "shorter"}})
+        assert paretune("label", drawn, "--sources", sources, "--out", labelled) == 0
+        assert len(server.requests) == 4 + 2 * len(read(labelled))
+    assert all(set(row["preferences"]) == {"good", "short"} for row in read(labelled)) and read(labelled)
+    words = ["--model", saved[0], "--data", labelled, "--objectives", "{good: 0.5, short: 0.5}", "--output_dir", run]
+    assert paretune("train", *words, *QUICK) == 0
+    assert (run / "model.safetensors").is_file()
 
 
 def _run(words: list[str]) -> None:
