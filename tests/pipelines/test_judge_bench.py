@@ -183,6 +183,18 @@ def test_judges_of_different_items_are_compared_on_the_same() -> None:
     assert "common" not in run_bench(bench, [labeller("all")], None).judges["all"]
 
 
+def test_combinations_are_calibrated_where_all_parts_have_probabilities() -> None:
+    rule, judged = {"rule": "longer", "unit": "words"}, {"function": counted, "soft": 0.1}
+    spec = {
+        "sum": {"sum": [rule, {"function": counted}]},
+        "choice": {"choose": "topic", "cases": {"x": judged}, "otherwise": judged},
+        "rules": {"choose": "topic", "cases": {"x": judged}, "otherwise": rule},
+    }
+    report = run_bench(read_bench(rows(8)), parse_sources(spec), None)
+    calibrated = {name: "calibration_error" in own["figures"] for name, own in report.judges.items()}
+    assert calibrated == {"sum": False, "choice": True, "rules": False, BASELINE: False}
+
+
 def test_the_injection_set() -> None:
     every = load_injections()
     assert len({one.name for one in every}) == len(every) and sum(one.control for one in every) == 4
