@@ -228,3 +228,15 @@ def test_what_a_serve_command_says_is_kept_without_keys(tmp_path: Path) -> None:
     while "late" not in log.read_text() and time.monotonic() < end:
         time.sleep(0.1)
     assert log.read_text() == "one ***\nlate ***\n"
+
+
+def test_a_prompt_that_the_server_refuses_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "chat"
+    policy, tokenizer = judge_model(path)
+    changes = {"rounds": 1, "conversational": "true", "concurrency": 1, "max_steps": 2}
+    with serving(policy, tokenizer, name=str(path), faults=["400"] + ["ok"] * 5) as server:
+        assert paretune(*words(tmp_path, path, "out", 8, server=server.url, **changes)) == 0
+    assert "the server refused 1 of 6 prompts" in capsys.readouterr().err
+    drawn = read(tmp_path / "out" / "round-1" / "parts.json")["sample"]
+    assert (drawn["prompts"], drawn["refused"]) == (5, 1)
+    assert len((tmp_path / "out" / "round-1" / "responses.jsonl").read_text().splitlines()) == 5

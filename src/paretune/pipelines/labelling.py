@@ -30,6 +30,14 @@ from paretune.preferences.verdicts import Heard, hear, open_numbers, opinions, p
 logger = logging.getLogger(__name__)
 
 
+class NothingLabelled(InputError):
+    """No chosen pair has a label; `failed`: a source failed on something, so that another try may find one."""
+
+    def __init__(self, found: str, fix: str, *, failed: bool):
+        super().__init__("no row could be labelled", expected="at least one", found=found, fix=fix)
+        self.failed = failed
+
+
 @dataclass
 class LabelReport:
     """What labelling found: plain values for JSON.
@@ -121,7 +129,7 @@ def label_candidates(
     if not rows:
         found = "; ".join(f"{count} x {what}" for what, count in report.counts.items())
         fix = "pairs: all takes every pair." if pairs != "all" else " ".join(report.warnings)
-        raise InputError("no row could be labelled", expected="at least one", found=found, fix=fix)
+        raise NothingLabelled(found, fix, failed=any(one.tally.failed for one in heard.values()))
     return rows, report
 
 

@@ -21,21 +21,19 @@ from paretune.pipelines.improve.measure import draw, read_draws, round_seed, sco
 from paretune.pipelines.improve.plan import ImprovePlan, reference_of
 from paretune.pipelines.improve.serving import served
 from paretune.pipelines.improve.signs import displacement, signs
-from paretune.pipelines.labelling import label_candidates, report_path, write_labelled
+from paretune.pipelines.labelling import NothingLabelled, label_candidates, report_path, write_labelled
 from paretune.pipelines.methods import run_method
 from paretune.pipelines.methods.contract import changed_args
 from paretune.pipelines.sampling import open_responses
 from paretune.pipelines.sampling_here import sample_here
 from paretune.pipelines.sampling_server import sample_from_server
 from paretune.preferences.answers import AnswerStore
-from paretune.preferences.candidates import Candidates, read_candidates
+from paretune.preferences.candidates import read_candidates
 from paretune.preferences.specs import Labeller
-from paretune.preferences.verdicts import hear
 from paretune.training.record import write_json
 from paretune.training.rundir import find_checkpoint
 
 logger = logging.getLogger(__name__)
-_NO_ROW = "no row could be labelled"  # as `label_candidates` says it
 
 
 class Parts:
@@ -134,20 +132,24 @@ def _sample(plan: ImprovePlan, number: int, start: str, parts: Parts) -> None:
     serving = plan.serving
     name, url = (start, None) if serving is None else (serving.name_of(start), serving.url)
     settings = dataclasses.replace(plan.sampling, model=name, server=url, seed=round_seed(plan.seed, number))
+    refused = 0  # for what is in the prompt: asking again would not help
     with open_responses(parts.folder / "responses.jsonl", settings, overwrite=False) as file:
         if any(row.key not in file.finished for row in plan.prompts):
             if serving is None:
                 sample_here(plan.prompts, settings, file, batch_size=plan.batch_size)
             else:
                 with served(serving, start, parts.folder / "serve.log", keys=_key_names(plan)):
-                    sample_from_server(plan.prompts, settings, file, serving.access)
+                    refused = sample_from_server(plan.prompts, settings, file, serving.access).get("refused", 0)
         done = file.finish(plan.prompts)
-    if done < len(plan.prompts):
+    if done + refused < len(plan.prompts) or not done:
         found, fix = f"{len(plan.prompts) - done} of {len(plan.prompts)}", "The same command asks for them again."
         raise InputError("prompts without draws: the server failed", where=str(url), found=found, fix=fix)
     gc.collect()
     responses = sum(len(json.loads(line)["responses"]) for line in file.finished.values())
-    parts.finish("sample", prompts=done, responses=responses, left_out=done * settings.n - responses)
+    if refused:
+        logger.warning("%s: the server refused %d of %d prompts", parts.folder.name, refused, len(plan.prompts))
+    left_out = done * settings.n - responses
+    parts.finish("sample", prompts=done, refused=refused, responses=responses, left_out=left_out)
 
 
 def _key_names(plan: ImprovePlan) -> set[str]:
@@ -179,9 +181,9 @@ def _label(plan: ImprovePlan, parts: Parts, store: AnswerStore) -> str | None:
                 retry_failed=plan.retry_failed,
                 read=read,
             )
-        except InputError as error:
-            if not str(error).startswith(_NO_ROW) or _any_failed(plan, candidates, store):
-                raise
+        except NothingLabelled as error:
+            if error.failed:
+                raise  # the same command with retry_failed may mend it; a stop would stay
             nothing = f"no pair of the policy's responses that is chosen (pairs: {plan.pairs}) has a label"
     if nothing is not None:
         parts.finish("label", rows=0, nothing=nothing)
@@ -202,12 +204,6 @@ def _nothing_to_compare(plan: ImprovePlan, responses: Path) -> str | None:
     if most is not None and all(sum(len(text_of(text).split()) <= most for text in texts) < 2 for texts in found):
         return f"the policy gives no prompt two different responses of at most {most} words (max_words)"
     return None
-
-
-def _any_failed(plan: ImprovePlan, candidates: Sequence[Candidates], store: AnswerStore) -> bool:
-    """Whether a source has failed on anything, so that another try may find labels; its answers are kept by now."""
-    heard = hear(plan.labellers, candidates, store, seed=plan.seed)
-    return any(one.tally.failed for one in heard.values())
 
 
 def _align(plan: ImprovePlan, start: str, earlier: Sequence[Mapping[str, Any]], parts: Parts) -> str:
