@@ -84,7 +84,7 @@ def test_every_lower_bound_has_its_reason() -> None:
 
 def test_every_import_is_a_declared_dependency() -> None:
     """At module level of what users need; inside a function also of what an extra brings."""
-    of_import = {"yaml": "pyyaml", "lm_eval": "lm-eval"}
+    of_import = {"yaml": "pyyaml", "lm_eval": "lm-eval", "math_verify": "math-verify"}
     core = {canonicalize_name(r.name) for r in CORE}
     extra = core | {canonicalize_name(r.name) for name in EXTRAS if name != "dev" for r in EXTRAS[name]}
     undeclared = []

@@ -14,6 +14,7 @@ from paretune.errors import InputError
 from paretune.preferences import text_rules
 from paretune.preferences.asking import columns_told
 from paretune.preferences.language import language
+from paretune.preferences.math_answers import math_answer
 from paretune.preferences.similarity import exact_match, rouge
 from paretune.preferences.source import Source
 from paretune.preferences.text_rules import Question, Rule
@@ -35,9 +36,10 @@ TEXT_RULES: dict[str, Callable[..., Rule]] = {
     "rouge": rouge,
     "exact_match": exact_match,
     "numeric_answer": numeric_answer,
+    "math_answer": math_answer,
     "code": code,
 }
-_SLOW = ("code",)  # worth keeping on disk
+_SLOW = ("math_answer", "code")  # worth keeping on disk
 
 
 def rule_source(name: str, value: Any, options: dict[str, Any]) -> Source:
