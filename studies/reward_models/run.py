@@ -40,7 +40,7 @@ from paretune.preferences.reward_models.sources import reward_model_source  # no
 from paretune.sandbox.labels import sigmoid  # noqa: E402
 from paretune.sandbox.world import World  # noqa: E402
 from paretune.training.record import commit, versions, write_json  # noqa: E402
-from studies.reward_models.settings import KINDS, QUIET, SETTINGS, TRUNKS, Setting, Texts  # noqa: E402
+from studies.reward_models.settings import KINDS, QUIET, SETTINGS, TRUNKS, Setting, Texts, apart  # noqa: E402
 
 BOUND = 0.02  # a kind has reached the ceiling when the interval of its shortfall ends below this
 
@@ -70,7 +70,7 @@ def scored_rows(world: World, drawn: Sequence[dict[str, Any]], kappa: float, see
 def train(base: Path, rows: list[dict[str, Any]], out: str, own: Mapping[str, Any], pairs: int, seed: int) -> float:
     """One reward model in `out`; returns the seconds that it took."""
     started = time.perf_counter()
-    data_options = {"max_pairs": pairs} if own["kind"] == "pairwise" else {}
+    data_options = {"max_pairs": pairs} if apart(own) else {}
     args = RewardConfig(output_dir=out, seed=seed, **own)
     run_reward(prepare_reward(str(base), args, rows, data_options=data_options))
     return time.perf_counter() - started

@@ -79,6 +79,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "pairwise": {"kind": "pairwise", "centring": 0.01},
     "pointwise": {"kind": "pointwise"},
     "pairwise, token sum": {"kind": "pairwise", "token_level": "sum"},
+    "pairwise, all pairs": {"kind": "pairwise", "all_pairs": True, "centring": 0.01},
+    "all pairs, token sum": {"kind": "pairwise", "all_pairs": True, "token_level": "sum"},
     "listwise": {"kind": "listwise"},
     "ridge, pointwise trunk": {"kind": "ridge"},
     "ridge, pairwise trunk": {"kind": "ridge"},
@@ -87,6 +89,11 @@ KINDS: dict[str, dict[str, Any]] = {
 # intercept: a trunk that learned from scores has what they need, one that learned from pairs knows a prompt's responses
 # only up to a constant. So the first is what the kind is judged by, and the second is shown.
 TRUNKS = {"ridge, pointwise trunk": "pointwise", "ridge, pairwise trunk": "pairwise"}
+
+
+def apart(own: Mapping[str, Any]) -> bool:
+    """Whether pairs are elements of a batch by themselves."""
+    return own["kind"] == "pairwise" and not own.get("all_pairs")
 
 
 def _with(kind: str, rate: float, *, passes: float, batch: int) -> dict[str, Any]:
@@ -113,10 +120,7 @@ SETTINGS: dict[str, Setting] = {
         members=3,
         base=write_base,
         draw=demonstrated,
-        kinds={
-            name: _with(name, 3e-3, passes=4, batch=48 if own["kind"] == "pairwise" else 16)
-            for name, own in KINDS.items()
-        },
+        kinds={name: _with(name, 3e-3, passes=4, batch=48 if apart(own) else 16) for name, own in KINDS.items()},
     ),
     "safety": Setting(
         world=SAFETY,
@@ -132,6 +136,8 @@ SETTINGS: dict[str, Setting] = {
             "pairwise": _with("pairwise", 5e-4, passes=6, batch=128),
             "pairwise, token sum": _with("pairwise, token sum", 2e-3, passes=5, batch=256),
             "pointwise": _with("pointwise", 5e-4, passes=10, batch=4),
+            "pairwise, all pairs": _with("pairwise, all pairs", 1e-3, passes=6, batch=4),
+            "all pairs, token sum": _with("all pairs, token sum", 2e-3, passes=6, batch=4),
             "listwise": _with("listwise", 1e-3, passes=6, batch=4),
             **{name: KINDS[name] for name in TRUNKS},
         },

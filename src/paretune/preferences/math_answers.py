@@ -34,7 +34,8 @@ def math_answer(*, column: str = "reference") -> Rule:
         return found
 
     def score(q: Question) -> float:
-        truths = [truth for text in references_of(q, column) if (truth := _truth(text)) and (truth := read(truth))]
+        texts = filter(None, map(_truth, references_of(q, column)))
+        truths = [truth for truth in map(read, texts) if truth]
         if not truths:
             return math.nan
         own = read(q.response)

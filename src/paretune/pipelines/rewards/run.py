@@ -143,7 +143,7 @@ def _read(
         raise InputError("nothing to calibrate on", where="calibrate", fix="Give eval_data or eval_fraction.")
 
     def read(source: Any, wanted: Sequence[Objective] | None) -> tuple[Examples, dict[str, Any]]:
-        if args.kind == "pairwise":
+        if args.kind == "pairwise" and not args.all_pairs:
             return read_pairs(source, wanted, options, ratings=args.margin_scale > 0)
         return read_scored(source, wanted, options)
 

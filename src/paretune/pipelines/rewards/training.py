@@ -17,7 +17,14 @@ from transformers import PreTrainedTokenizerBase
 from paretune.errors import InputError
 from paretune.pipelines.rewards.data import Examples, split_places
 from paretune.policy.reference import frozen
-from paretune.preferences.reward_models.losses import label_weights, listwise, mean_by_objective, pairwise, pointwise
+from paretune.preferences.reward_models.losses import (
+    all_pairs,
+    label_weights,
+    listwise,
+    mean_by_objective,
+    pairwise,
+    pointwise,
+)
 from paretune.preferences.reward_models.models import TOKEN_LEVELS, final_head, response_rewards
 from paretune.preferences.reward_models.ridge import Ridge, fit_ridge
 from paretune.preferences.reward_models.texts import Encoded, collate, encode
@@ -26,8 +33,10 @@ from paretune.training.interruption import RunArguments
 
 # kind -> losses (G, M) from rewards (G, K, M), the batch and its run's arguments
 KINDS: dict[str, Callable[[Tensor, dict[str, Tensor], RewardConfig], Tensor]] = {
-    "pairwise": lambda r, batch, args: pairwise(
-        r[:, 0], r[:, 1], batch["preferences"], batch.get("margins"), args.centring
+    "pairwise": lambda r, batch, args: (
+        all_pairs(r, batch["scores"], args.margin_scale, args.centring)
+        if args.all_pairs
+        else pairwise(r[:, 0], r[:, 1], batch["preferences"], batch.get("margins"), args.centring)
     ),
     "pointwise": lambda r, batch, args: pointwise(r, batch["scores"]).sum(1),
     "listwise": lambda r, batch, args: listwise(r, batch["scores"]),
@@ -50,6 +59,10 @@ class RewardConfig(RunArguments):
     )
     token_level: str | None = field(
         default=None, metadata={"help": "sum or mean: a reward on every token of the response, added up or averaged."}
+    )
+    all_pairs: bool = field(
+        default=False,
+        metadata={"help": "pairwise, from scores: a prompt with all pairs of its responses is one element of a batch."},
     )
     centring: float = field(
         default=0.0, metadata={"help": "pairwise: weight of (r_a + r_b)^2, which puts the rewards' zero in the middle."}
@@ -92,6 +105,8 @@ class RewardConfig(RunArguments):
                 raise InputError(f"bad {name}", expected="a number >= 0", found=value)
             if value and self.kind != "pairwise":
                 raise InputError(f"{name} means nothing to kind: {self.kind}", fix="Leave it out, or train pairwise.")
+        if self.all_pairs and self.kind != "pairwise":
+            raise InputError(f"all_pairs means nothing to kind: {self.kind}", fix="Leave it out, or train pairwise.")
         if self.max_length is not None and self.max_length < 2:
             raise InputError("bad max_length", expected="at least 2 tokens, or null", found=self.max_length)
         super().__post_init__()
@@ -143,7 +158,7 @@ class RewardRows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def labelled(self, kind: str) -> Tensor:
         """(N, M): how much of each objective an example labels, as `label_weights` takes it."""
-        if kind == "pairwise":
+        if self.rows and "preferences" in self.rows[0]:
             return torch.tensor(np.array([~np.isnan(row["preferences"]) for row in self.rows]))
         scored = torch.tensor(np.array([(~np.isnan(row["scores"])).sum(0) for row in self.rows]))
         return scored if kind == "pointwise" else scored > 1

@@ -39,6 +39,21 @@ def pairwise(
     return torch.where(known, losses, 0.0)
 
 
+def all_pairs(rewards: Tensor, scores: Tensor, margin_scale: float = 0.0, centring: float = 0.0) -> Tensor:
+    """The mean of `pairwise` over all pairs of a list's scored responses; (L, K, M) -> (L, M).
+
+    A prompt with all its pairs is one element of a batch, as InstructGPT has it (arXiv 2203.02155, section 3.5): each
+    response is read once, and not once per pair, which also makes a model learn its noise by heart. The better score
+    wins, equal ones are a tie, and a margin is `margin_scale` times the scores' gap.
+    """
+    i, j = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
+    gap = scores[:, i] - scores[:, j]
+    preferences = 0.5 + 0.5 * gap.sign()  # NaN where one of them is missing
+    margins = margin_scale * gap.abs() if margin_scale else None
+    losses = pairwise(rewards[:, i], rewards[:, j], preferences, margins, centring)
+    return losses.sum(1) / (~gap.isnan()).sum(1).clamp(min=1)
+
+
 def listwise(rewards: Tensor, scores: Tensor) -> Tensor:
     """Plackett-Luce: -Σ_j [r_j - log Σ_{t: s_t <= s_j} exp r_t] over a list's scored responses; (L, K, M) -> (L, M).
 
