@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from paretune.preferences.reward_models.losses import (
     aggregate,
+    all_pairs,
     label_weights,
     listwise,
     mean_by_objective,
@@ -83,7 +84,23 @@ def test_pairwise_with_margins_soft_labels_and_centring() -> None:
     assert torch.allclose(pairwise(a, b, p, None, 0.1) - plain, 0.1 * (a + b) ** 2)
 
 
-@pytest.mark.parametrize("kind", ["pointwise", "pairwise", "listwise"])
+def test_all_pairs_are_the_mean_of_each_pair_alone() -> None:
+    rewards = torch.randn(3, 5, 2, dtype=torch.float64)
+    scores = torch.randint(0, 4, (3, 5, 2)).double()
+    scores[0, 1, 0] = scores[1, 3:, 1] = math.nan
+    scores[2, :, 0] = math.nan  # nothing known
+    found = all_pairs(rewards, scores, margin_scale=0.2, centring=0.1)
+    for n, m in itertools.product(range(3), range(2)):
+        alone = []
+        for i, j in itertools.combinations(range(5), 2):
+            s_i, s_j = scores[n, i, m], scores[n, j, m]
+            if not (s_i - s_j).isnan():
+                p = torch.tensor(float(s_i > s_j) if s_i != s_j else 0.5, dtype=torch.float64)
+                alone.append(pairwise(rewards[n, i, m], rewards[n, j, m], p, 0.2 * (s_i - s_j).abs(), 0.1).item())
+        assert found[n, m].item() == pytest.approx(sum(alone) / len(alone) if alone else 0.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "pairwise", "listwise", "all pairs"])
 def test_a_missing_label_has_no_loss_and_no_gradient(kind: str) -> None:
     rewards = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.rand(6, 3, dtype=torch.float64)
@@ -94,6 +111,8 @@ def test_a_missing_label_has_no_loss_and_no_gradient(kind: str) -> None:
         if kind == "pairwise":
             return pairwise(r[:, 0], r[:, 1], labels, labels, 0.3)  # NaN margins, too
         scores = torch.stack([labels, torch.zeros_like(labels).masked_fill(labels.isnan(), math.nan)], dim=1)
+        if kind == "all pairs":
+            return all_pairs(r, scores, 0.2, 0.3)
         return pointwise(r, scores).sum(1) if kind == "pointwise" else listwise(r, scores)
 
     found = losses(rewards)

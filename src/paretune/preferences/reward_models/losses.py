@@ -48,7 +48,7 @@ def all_pairs(rewards: Tensor, scores: Tensor, margin_scale: float = 0.0, centri
     """
     i, j = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
     gap = scores[:, i] - scores[:, j]
-    preferences = 0.5 + 0.5 * gap.sign()  # NaN where one of them is missing
+    preferences = torch.where(gap.isnan(), torch.nan, 0.5 + 0.5 * gap.sign())  # the sign of NaN is 0
     margins = margin_scale * gap.abs() if margin_scale else None
     losses = pairwise(rewards[:, i], rewards[:, j], preferences, margins, centring)
     return losses.sum(1) / (~gap.isnan()).sum(1).clamp(min=1)
