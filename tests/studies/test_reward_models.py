@@ -14,7 +14,7 @@ from paretune.sandbox.labels import Labelling, ceiling
 from paretune.sandbox.language import make_items
 from paretune.sandbox.safety import SAFETY
 from studies.reward_models import run
-from studies.reward_models.settings import SETTINGS, demonstrated, sampled
+from studies.reward_models.settings import KINDS, SETTINGS, demonstrated, sampled
 from studies.reward_models.words import KIND, OPPOSITE, WORDS, WORDS_WORLD, WORTH
 from tests.sandbox.bases_made import base_of
 
@@ -67,13 +67,28 @@ def test_the_base_is_asked_each_prompt_once() -> None:
     assert all(2 <= len(responses) == len(set(responses)) <= 5 for _, responses in texts)
 
 
-@pytest.mark.parametrize("world", list(SETTINGS))
-def test_the_page_says_what_the_data_say(world: str) -> None:
-    results = json.loads((STUDY / f"results-{world}.json").read_text(encoding="utf-8"))
+RESULTS = ("words", "safety", "safety-all-pairs", "safety-first")
+
+
+def test_every_kind_is_on_the_page() -> None:
+    shown = {
+        name: json.loads((STUDY / f"results-{name}.json").read_text(encoding="utf-8"))["kinds"] for name in RESULTS
+    }
+    assert set(KINDS) <= set(shown["words"])
+    assert set(KINDS) == set(shown["safety"]) | set(shown["safety-all-pairs"])
+    for name in ("safety", "safety-all-pairs"):
+        for kind, figures in shown[name].items():
+            assert figures["settings"] == SETTINGS["safety"].kinds[kind], "the settings are those of the figures"
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_page_says_what_the_data_say(name: str) -> None:
+    results = json.loads((STUDY / f"results-{name}.json").read_text(encoding="utf-8"))
     page = (STUDY / "README.md").read_text(encoding="utf-8")
-    assert results["bound"] == run.BOUND and results["kappa"] == SETTINGS[world].kappa
+    setting = SETTINGS[results.get("world", name)]
+    assert results["bound"] == run.BOUND and results["kappa"] == setting.kappa
     for kind, figures in results["kinds"].items():
-        own = [figures[name] for name in SETTINGS[world].world.objectives]
+        own = [figures[objective] for objective in setting.world.objectives]
         cells = [
             f"{100 * one['accuracy']:.2f} of {100 * one['ceiling']:.2f} | "
             f"{100 * one['interval'][0]:.2f} to {100 * one['interval'][1]:.2f}"
