@@ -16,7 +16,7 @@ import pytest
 
 from paretune.errors import InputError
 from paretune.preferences.answers import AnswerStore, answer_key
-from paretune.preferences.asking import Tally, ask, columns_told, known
+from paretune.preferences.asking import Tally, ask, columns_told, known, progress_line
 from paretune.preferences.source import ALL_ORDERED, Item, Source, win_rates
 
 NAN = math.nan
@@ -210,3 +210,11 @@ def test_a_failed_order_is_a_missing_label() -> None:
     verdict = win_rates(3, {(0, 1): 0.9, (1, 0): NAN, (0, 2): 0.8, (2, 0): 0.4, (1, 2): NAN, (2, 1): NAN})
     assert verdict.pairs == {(0, 2): pytest.approx(0.7)}
     assert verdict.scores[0] == pytest.approx(0.7) and math.isnan(verdict.scores[1])
+
+
+def test_calls_are_counted_as_they_are_announced() -> None:
+    source = lengths([], reads=("reference",), requests=lambda columns: len(columns["reference"]))
+    asked = [Item(f"p{i}", ("r",), {"reference": ["x"] * i}) for i in (0, 1, 3)]
+    tally = Tally(planned=4)
+    ask(source, asked, None, tally)
+    assert (tally.asked, tally.calls) == (3, 4) and progress_line(source, tally).startswith("long: 4 of 4 calls")

@@ -28,13 +28,15 @@ class Tally:
 
     Attributes:
         asked: items that the source was given now; found: those that had been answered before; failed: NaN among both.
+        calls: made for the items asked: none where a row lacks the reference that a judge shows, several for several.
         seconds: spent in the source. usage: what it says it used (tokens, cost).
-        planned: items that were announced to be asked at most, for the progress line.
+        planned: calls that were announced at most, for the progress line.
     """
 
     asked: int = 0
     found: int = 0
     failed: int = 0
+    calls: int = 0
     seconds: float = 0.0
     usage: dict[str, float] = field(default_factory=dict)
     planned: int = 0
@@ -107,12 +109,17 @@ def ask(
     return [answers[key] for key in keys]
 
 
+def requests(source: Source, columns: Mapping[str, Any]) -> int:
+    """The calls that one item of a row takes."""
+    return 1 if source.requests is None else source.requests(columns)
+
+
 def progress_line(source: Source, tally: Tally) -> str:
     """How far a source is, how fast, and what it has used."""
-    rate = tally.asked / max(tally.seconds, 1e-9)
+    rate = tally.calls / max(tally.seconds, 1e-9)
     of = f" of {tally.planned:,}" if tally.planned else ""
     used = "".join(f", {value:,.6g} {name}" for name, value in tally.usage.items())
-    return f"{source.name}: {tally.asked:,}{of} calls, {rate:,.3g}/s{used}"
+    return f"{source.name}: {tally.calls:,}{of} calls, {rate:,.3g}/s{used}"
 
 
 def _ask_batch(
@@ -132,6 +139,8 @@ def _ask_batch(
             answers.update(new)
     finally:  # a source that raised has answered some, and they count
         tally.asked += len(answers) - before
+        done = (item for key, item in zip(keys, items, strict=True) if key in answers)
+        tally.calls += sum(requests(source, item.columns) for item in done)
         tally.seconds += time.monotonic() - started
         if source.usage is not None:
             tally.usage = dict(source.usage())

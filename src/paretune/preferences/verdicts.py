@@ -8,12 +8,11 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from paretune.comparisons.rows import Text
 from paretune.errors import InputError
 from paretune.preferences.answers import AnswerStore, answer_key
-from paretune.preferences.asking import Tally, ask, known, progress_line
+from paretune.preferences.asking import Tally, ask, known, progress_line, requests
 from paretune.preferences.candidates import Candidates
 from paretune.preferences.ensembles import combined, rounding
 from paretune.preferences.labels import Labels, first_opinion, known_to_all, pair_labels, weighted_sum
@@ -96,11 +95,7 @@ def _calls(source: Source, one: Candidates, seed: int) -> int:
     count = len(one.responses)
     pairs = source.schedule.next_pairs(count, {}, _seed(one, seed))
     lacking = sum(_text(one, i) is None or _text(one, j) is None for i, j in pairs)
-    return (source.schedule.calls(count) - lacking) * _requests(source, one.columns)
-
-
-def _requests(source: Source, columns: Mapping[str, Any]) -> int:
-    return 1 if source.requests is None else source.requests(columns)
+    return (source.schedule.calls(count) - lacking) * requests(source, one.columns)
 
 
 def _count(source: Source, items: list[Item], store: AnswerStore | None, retry_failed: bool) -> tuple[int, int]:
@@ -108,9 +103,9 @@ def _count(source: Source, items: list[Item], store: AnswerStore | None, retry_f
     if not source.cached:
         return 0, 0
     once = list({answer_key(source, item): item for item in items}.values())
-    calls = [_requests(source, item.columns) for item in once]
+    calls = [requests(source, item.columns) for item in once]
     found = sum(calls[i] for i in known(source, once, store, retry_failed=retry_failed))
-    return sum(_requests(source, item.columns) for item in items) - sum(calls), found
+    return sum(requests(source, item.columns) for item in items) - sum(calls), found
 
 
 def _simulate(
