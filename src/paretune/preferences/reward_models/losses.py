@@ -43,8 +43,8 @@ def all_pairs(rewards: Tensor, scores: Tensor, margin_scale: float = 0.0, centri
     """The mean of `pairwise` over all pairs of a list's scored responses; (L, K, M) -> (L, M).
 
     A prompt with all its pairs is one element of a batch, as InstructGPT has it (arXiv 2203.02155, section 3.5): each
-    response is read once, and not once per pair, which also makes a model learn its noise by heart. The better score
-    wins, equal ones are a tie, and a margin is `margin_scale` times the scores' gap.
+    response is read once, and not once per pair, on which its authors saw models overfit. The better score wins, equal
+    ones are a tie, and a margin is `margin_scale` times the scores' gap.
     """
     i, j = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
     gap = scores[:, i] - scores[:, j]
